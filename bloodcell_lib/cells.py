@@ -1,0 +1,96 @@
+"""The eight cell types: id, folder name, title, file prefixes with the finer type that each names, colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CellType:
+    """One class. `prefixes` maps the start of a PBC file name to the finer type that it names."""
+
+    id: int
+    name: str
+    title: str
+    prefixes: dict[str, str]
+    colour: str
+    about: str
+
+
+# Colours: Paul Tol's "muted" scheme, told apart by colour-blind readers; one colour a class everywhere.
+CELL_TYPES = (
+    CellType(
+        0,
+        "basophil",
+        "Basophil",
+        {"BA": "basophil"},
+        "#332288",
+        "Coarse, dark violet granules lie over the nucleus and hide it; the rarest white cell, busy in allergy.",
+    ),
+    CellType(
+        1,
+        "eosinophil",
+        "Eosinophil",
+        {"EO": "eosinophil"},
+        "#CC6677",
+        "A nucleus of two lobes among even, orange-red granules; rises with parasites and allergy.",
+    ),
+    CellType(
+        2,
+        "erythroblast",
+        "Erythroblast",
+        {"ERB": "erythroblast"},
+        "#882255",
+        "A young red cell that still has its nucleus: small, round and dense in a grey-blue rim; absent from healthy adult blood.",
+    ),
+    CellType(
+        3,
+        "ig",
+        "Immature granulocyte",
+        {"MY": "myelocyte", "MMY": "metamyelocyte", "PMY": "promyelocyte", "IG": "immature granulocyte"},
+        "#DDCC77",
+        "Granulocytes on the way to maturity, with a round to kidney-shaped nucleus and fine granules; a left shift of the blood count.",
+    ),
+    CellType(
+        4,
+        "lymphocyte",
+        "Lymphocyte",
+        {"LY": "lymphocyte"},
+        "#117733",
+        "A round, dense nucleus nearly fills the cell and leaves a thin blue rim; the cell of adaptive immunity.",
+    ),
+    CellType(
+        5,
+        "monocyte",
+        "Monocyte",
+        {"MO": "monocyte"},
+        "#88CCEE",
+        "The largest cell in blood, with a folded nucleus and grey cytoplasm with vacuoles; becomes a macrophage in tissue.",
+    ),
+    CellType(
+        6,
+        "neutrophil",
+        "Neutrophil",
+        {"SNE": "segmented neutrophil", "BNE": "band neutrophil", "NEUTROPHIL": "neutrophil"},
+        "#44AA99",
+        "Three to five lobes joined by threads, or one curved band in the young form; the most frequent white cell.",
+    ),
+    CellType(
+        7,
+        "platelet",
+        "Platelet",
+        {"PLATELET": "platelet"},
+        "#AA4499",
+        "A small, granular fragment without a nucleus; starts the clot.",
+    ),
+)
+
+NAMES = tuple(cell.name for cell in CELL_TYPES)
+TITLES = tuple(cell.title for cell in CELL_TYPES)
+COLOURS = tuple(cell.colour for cell in CELL_TYPES)
+CLASS_MAP = {cell.name: cell.id for cell in CELL_TYPES}
+
+
+def prefix(file_name: str) -> str:
+    """The part of a file name before the first underscore: `SNE_1234.jpg` -> `SNE`."""
+    return file_name.split("_")[0]
