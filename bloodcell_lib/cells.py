@@ -41,7 +41,7 @@ CELL_TYPES = (
         "Erythroblast",
         {"ERB": "erythroblast"},
         "#882255",
-        "A young red cell that still has its nucleus: small, round and dense in a grey-blue rim; absent from healthy adult blood.",
+        "A young red cell that still has its nucleus: small, round and dense in a grey-blue rim. Not seen in healthy adults.",
     ),
     CellType(
         3,
@@ -49,7 +49,7 @@ CELL_TYPES = (
         "Immature granulocyte",
         {"MY": "myelocyte", "MMY": "metamyelocyte", "PMY": "promyelocyte", "IG": "immature granulocyte"},
         "#DDCC77",
-        "Granulocytes on the way to maturity, with a round to kidney-shaped nucleus and fine granules; a left shift of the blood count.",
+        "Granulocytes on the way to maturity, with a round or kidney-shaped nucleus and fine granules (a left shift).",
     ),
     CellType(
         4,
@@ -65,7 +65,7 @@ CELL_TYPES = (
         "Monocyte",
         {"MO": "monocyte"},
         "#88CCEE",
-        "The largest cell in blood, with a folded nucleus and grey cytoplasm with vacuoles; becomes a macrophage in tissue.",
+        "The largest cell in blood, with a folded nucleus and grey cytoplasm with vacuoles; a macrophage to be.",
     ),
     CellType(
         6,

@@ -8,6 +8,7 @@ squeeze-and-excitation only where `Stage.squeeze_excite` says so.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -194,7 +195,7 @@ class SimpleCNN(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 128, 256)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             conv = nn.Conv2d(before, after, 3, padding=1)
             layers += [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)
