@@ -41,7 +41,7 @@ CELL_TYPES = (
         "Erythroblast",
         {"ERB": "erythroblast"},
         "#882255",
-        "A young red cell that still has its nucleus: small, round and dense in a grey-blue rim. Not seen in healthy adults.",
+        "A young red cell that still has its nucleus, small, round and dense, in a grey-blue rim. Rare in health.",
     ),
     CellType(
         3,

@@ -1,0 +1,319 @@
+"""Image files to one uint8 tensor: find, decode once, keep on disk, split.
+
+The course layout is `train/<class>/*.jpg`, `test/*.jpg` and `class_map.json`. Decoded images lie in a memory-mapped
+cache keyed by the files' bytes and the size asked for, so a second load reads no JPEG at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+from tqdm import tqdm
+
+from bloodcell_lib import paths
+from bloodcell_lib.cells import CLASS_MAP, NAMES
+from bloodcell_lib.errors import BloodcellError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+MAX_PIXELS = 64_000_000  # a larger "cell" is a mistake or a decompression bomb
+DECODER = 1  # part of the cache's key: raise it when `decode` gives other pixels
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file on disk; label is its class id, or -1 where there is none."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class CellImages:
+    """Decoded images: uint8 (N, 3, H, W) RGB; labels int64 (N,), -1 where unknown; file names; sha256 of the files.
+
+    source: "course images", "synthetic cells" or the folder's name.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    sha256: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names, labels and file contents, in an order of its own: the same for any listing."""
+        rows = sorted(zip(self.names, self.labels.tolist(), self.sha256))
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    @property
+    def is_course(self) -> bool:
+        """Whether these are images of the course set and nothing else."""
+        return self.source == COURSE
+
+    def subset(self, indices: Iterable[int]) -> CellImages:
+        """The images at `indices`, in that order, copied."""
+        at = torch.as_tensor(list(indices), dtype=torch.int64)
+        return replace(
+            self,
+            images=self.images[at],
+            labels=self.labels[at],
+            names=tuple(self.names[i] for i in at.tolist()),
+            sha256=tuple(self.sha256[i] for i in at.tolist()),
+        )
+
+
+COURSE = "course images"
+SYNTHETIC = "synthetic cells"
+
+
+def find(folder: Path, part: str = "train") -> list[ImageFile]:
+    """The image files of `part` ("train", with labels from folder names, or "test"), sorted by name.
+
+    Raises BloodcellError for a missing or empty folder, a class folder that is missing, misspelt or extra, and a
+    `class_map.json` that is not the course's.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BloodcellError(f"No folder {folder}: give the folder that holds train/, test/ and class_map.json.")
+    check_class_map(folder / "class_map.json")
+    root = folder / part
+    if not root.is_dir():
+        raise BloodcellError(f"No folder {root}: the images belong in train/<class>/ and test/.")
+    if part != "train":
+        files = [ImageFile(path, -1) for path in images_in(root)]
+        if not files:
+            raise BloodcellError(f"No images in {root}: put the .jpg files there.")
+        return sorted(files, key=lambda file: file.path.name)
+    check_class_folders(root)
+    files = []
+    for name, label in CLASS_MAP.items():
+        inside = images_in(root / name)
+        if not inside:
+            raise BloodcellError(f"No images in {root / name}: every one of the eight classes needs some.")
+        files += [ImageFile(path, label) for path in inside]
+    return files
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files straight inside `folder`, by name; hidden files and other kinds are passed over."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def check_class_map(path: Path) -> None:
+    """Raises BloodcellError if `class_map.json` is there and differs from the course's."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        ids = [int(i) for i in found.values()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BloodcellError(f"{path} is not a table of class names and ids: restore the course's file.") from error
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise BloodcellError(f"{path} gives id {twice[0]} to more than one class: restore the course's file.")
+    if found != CLASS_MAP:
+        odd = sorted(set(found.items()) ^ set(CLASS_MAP.items()))[0]
+        raise BloodcellError(f"{path} differs from the course's at '{odd[0]}': restore the course's file.")
+
+
+def check_class_folders(root: Path) -> None:
+    """Raises BloodcellError unless the folders in `root` are exactly the eight classes."""
+    found = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    extra, missing = sorted(found - set(NAMES)), [name for name in NAMES if name not in found]
+    if extra:
+        near = difflib.get_close_matches(extra[0].lower(), missing, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(NAMES)}."
+        raise BloodcellError(f"{root / extra[0]} is not one of the eight classes: {hint}")
+    if missing:
+        raise BloodcellError(f"No folder {root / missing[0]}: each of the eight classes needs one.")
+
+
+def decode(path: Path, crop: int | None = None) -> Image.Image:
+    """One image as 8-bit RGB, upright; `crop` keeps the central square of at most that many pixels.
+
+    Raises OSError for what is not a whole image, and for one of more than MAX_PIXELS pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower bound is next
+        try:
+            image = Image.open(path)
+        except Image.DecompressionBombError as error:
+            raise OSError(str(error)) from error
+        if image.width * image.height > MAX_PIXELS:
+            raise OSError(f"{image.width} x {image.height} pixels is more than any cell image has")
+        try:
+            image = ImageOps.exif_transpose(image)
+        except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's plugins raise for broken files
+            raise OSError(str(error)) from error
+    if image.mode.startswith(("I", "F")):  # 16 bits a pixel: Pillow would clip at 255 rather than scale
+        deep = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((deep / (257 if deep.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("P", "PA", "LA", "RGBA") and (image.mode != "P" or "transparency" in image.info):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if crop is not None:
+        side = min(crop, *image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image
+
+
+def load(
+    folder: Path,
+    pixels: int = 224,
+    crop: int | None = None,
+    part: str = "train",
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> CellImages:
+    """All images of a folder at `pixels` x `pixels`, from the cache if they were decoded before.
+
+    Raises BloodcellError as `find` does, and for files that are no whole image unless `skip_bad` leaves them out.
+    """
+    files = find(folder, part)
+    workers = workers or os.cpu_count() or 1
+    digests = list(in_threads(sha256_of, [file.path for file in files], workers))
+    # Name, class and bytes make the key: a renamed folder finds its cache, a changed file does not.
+    rows = [(file.path.name, file.label, digest) for file, digest in zip(files, digests)]
+    key = hashlib.sha256(json.dumps([DECODER, pixels, crop, rows]).encode()).hexdigest()[:24]
+    home = paths.CACHE / key
+    if not (home / "index.json").exists():
+        fill_cache(home, files, digests, pixels, crop, workers, progress)
+    index = json.loads((home / "index.json").read_text(encoding="utf-8"))
+    if index["bad"]:
+        report_bad(index["bad"], len(files), folder, skip_bad)
+    # Copy on write: torch wants writable memory, and nobody may change the cache.
+    raw = np.memmap(home / "images.bin", dtype=np.uint8, mode="c", shape=(len(index["names"]), pixels, pixels, 3))
+    return CellImages(
+        torch.from_numpy(raw).permute(0, 3, 1, 2),  # (N, 3, H, W) over bytes in (N, H, W, 3): channels last for free
+        torch.tensor(index["labels"], dtype=torch.int64),
+        tuple(index["names"]),
+        tuple(index["sha256"]),
+        name_source(Path(folder), part, index["names"], index["sha256"]),
+    )
+
+
+def fill_cache(
+    home: Path,
+    files: list[ImageFile],
+    digests: list[str],
+    pixels: int,
+    crop: int | None,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Decodes `files` into `home`: images.bin, uint8 (N, H, W, 3), and index.json; whole or not at all."""
+
+    def one(path: Path) -> bytes | OSError:
+        try:
+            image = decode(path, crop)
+            return image.resize((pixels, pixels), Image.Resampling.BILINEAR).tobytes()
+        except OSError as error:
+            return error
+
+    index: dict[str, list] = {"names": [], "labels": [], "sha256": [], "bad": []}
+    try:
+        with paths.write_folder_whole(home) as folder:
+            # Written in order and never mapped while it grows: a full disk is then an error, not a crash.
+            with (folder / "images.bin").open("wb") as out:
+                decoded = in_threads(one, [file.path for file in files], workers)
+                bar = tqdm(decoded, "decode", len(files), disable=not progress, unit="image", leave=False)
+                for file, digest, raw in zip(files, digests, bar):
+                    if isinstance(raw, OSError):
+                        index["bad"].append([str(file.path), str(raw)])
+                        continue
+                    out.write(raw)
+                    index["names"].append(file.path.name)
+                    index["labels"].append(file.label)
+                    index["sha256"].append(digest)
+            (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    except BloodcellError:
+        if not (home / "index.json").exists():  # else another process filled it first, with the same images
+            raise
+
+
+def report_bad(bad: list[list[str]], total: int, folder: Path, skip: bool) -> None:
+    """Raises BloodcellError that names and counts unreadable files, or prints the same if they may be left out."""
+    first = "; ".join(f"{Path(path).name} ({why.rstrip('.')})" for path, why in bad[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    what = f"{len(bad)} of {total} files in {folder} cannot be read: {first}{more}"
+    if not skip or len(bad) == total:
+        raise BloodcellError(f"{what}. Mend or remove them, or leave them out with --skip-bad.")
+    tqdm.write(f"Left out: {what}.")
+
+
+def in_threads(function: Callable[[T], R], items: list[T], workers: int) -> Iterator[R]:
+    """`map` over threads, in order: Pillow and hashlib let go of the interpreter while they work."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(function, items)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def manifest() -> dict[str, dict[str, str]]:
+    """sha256 of each course image by part and name, from `data/manifest.csv`; empty where that file is absent."""
+    table: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    if paths.MANIFEST.exists():
+        with paths.MANIFEST.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                table[row["part"]][row["name"]] = row["sha256"]
+    return table
+
+
+def name_source(folder: Path, part: str, names: list[str], sha256: list[str]) -> str:
+    """What to call these images: the course set if the manifest has exactly them, synthetic, or the folder's name."""
+    if (folder / "synthetic.json").exists():
+        return SYNTHETIC
+    known = manifest()[part]
+    if known and dict(zip(names, sha256)) == known and len(names) == len(known):
+        return COURSE
+    return folder.resolve().name
+
+
+def folds(cells: CellImages, k: int = 5, seed: int = 42) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Stratified k-fold: (training, validation) int64 indices, sorted; identical pictures stay on one side.
+
+    Raises BloodcellError if a class has fewer than `k` different pictures.
+    """
+    labels = cells.labels.numpy()
+    # Identical is judged by pixels, not by file: the same picture saved twice has other bytes.
+    pictures = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in cells.images.numpy()]
+    _, groups = np.unique(np.array([p.hex() for p in pictures]), return_inverse=True)
+    for label in np.unique(labels):
+        if len(np.unique(groups[labels == label])) < k:
+            raise BloodcellError(f"{NAMES[label]} has fewer than {k} different pictures: add some, one for each fold.")
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    return [(np.sort(a), np.sort(b)) for a, b in splitter.split(labels, labels, groups)]
+
+
+def split(cells: CellImages, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
+    """The 80/20 split: the first of the five folds."""
+    return folds(cells, 5, seed)[0]
