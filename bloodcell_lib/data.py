@@ -241,7 +241,7 @@ def fill_cache(
             # Written in order and never mapped while it grows: a full disk is then an error, not a crash.
             with (folder / "images.bin").open("wb") as out:
                 decoded = in_threads(one, [file.path for file in files], workers)
-                bar = tqdm(decoded, "decode", len(files), disable=not progress, unit="image", leave=False)
+                bar = tqdm(decoded, "decode", len(files), disable=None if progress else True, unit="image", leave=False)
                 for file, digest, raw in zip(files, digests, bar):
                     if isinstance(raw, OSError):
                         index["bad"].append([str(file.path), str(raw)])

@@ -50,7 +50,7 @@ def write_records(
     images: int = 640,
     profile: str = "cpu",
 ) -> list[Path]:
-    """Writes `<folder>/<experiment>/seed<k>/` with record.json and validation.npz (`final` has none); gives the folders.
+    """Writes `<folder>/<experiment>/seed<k>/`: record.json and validation.npz (not for `final`); gives the folders.
 
     `experiments` None is the whole study; each `cv_fold<i>` validates on images of its own. The same arguments give
     the same numbers. Which images are hard is shared by all runs, so that seeds and experiments agree as real ones do.
@@ -104,12 +104,13 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
             }
         )
     model, parameters, macs = SIZES.get(name.removesuffix("_full"), MAIN_SIZE)
-    budget = name in ("simple_cnn", "resnet18", "efficientnet_lite")
+    baseline = EXPERIMENTS[name].group == "baseline"
     record = {
         "format": 1,
         "experiment": name,
         "title": EXPERIMENTS[name].title,
         "group": EXPERIMENTS[name].group,
+        "order": list(EXPERIMENTS).index(name),
         "seed": seed,
         "profile": profile,
         "config": {
@@ -117,14 +118,15 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
             "train": {
                 "epochs": epochs,
                 "batch_size": 32,
-                "optimiser": "adam" if budget else "adamw",
+                "optimiser": "adam" if baseline else "adamw",
                 "learning_rate": 0.001,
-                "schedule": "constant" if name == "lr_constant" else "cosine",
+                "schedule": EXPERIMENTS[name].train.schedule,
             },
             "augment": {"flips": name != "aug_none", "rotation": 30.0},
             "pixels": 112,
             "crop": 280,
-            "part": "all" if name == "final" else f"fold{fold}" if fold is not None else "split",
+            "per_class": None,
+            "part": EXPERIMENTS[name].part,
         },
         "data": {
             "source": "course images",

@@ -1,0 +1,241 @@
+"""The study compared: each experiment against the main one, and the reference's claims against what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from bloodcell_lib import models
+from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.records import Record
+from bloodcell_lib.reference import CLAIMS, Claim
+
+AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
+
+COLUMNS = (
+    *("title", "group", "profile", "seeds", "images", "parameters", "macs"),
+    *("mean", "std", "mean_low", "mean_high", "best_epoch_mean"),
+    *("difference", "low", "high", "common_seeds", "p", "p_holm"),
+)
+
+
+class Difference(NamedTuple):
+    """Accuracy of one experiment less another's, in points: mean and std over `seeds` common seeds, 95 % interval, p.
+
+    All nan and no seeds where the two share no seed or no image.
+    """
+
+    mean: float = math.nan
+    std: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    seeds: int = 0
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Compares two experiments on the images and seeds that both have; each frame is one of `evaluate.by_image`.
+
+    The interval is a percentile bootstrap that draws seeds and images with replacement, each drawn pair of (seed,
+    image) the same for both experiments. p is the exact McNemar test on predictions pooled over the common seeds: it
+    counts an image once a seed, as if these were different images. They are not, and a hard image is hard for every
+    seed, so p is too small by up to what the pooling multiplies; the interval keeps an image's predictions together
+    and is the one to trust. With few seeds it still understates how much another seed may change.
+    """
+    seeds = [column for column in ours.columns if column in theirs.columns]
+    images = ours.index.intersection(theirs.index, sort=False)
+    if not seeds or images.empty:
+        return Difference()
+    right = [_hits(frame.loc[images, seeds]) for frame in (ours, theirs)]  # bool (seeds, n) each
+    change = right[0].astype(np.float32) - right[1]
+    by_seed = 100 * change.mean(1, dtype=float)
+    low, high = _interval(change, resamples, seed)
+    won, lost = int((change > 0).sum()), int((change < 0).sum())
+    p = float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+    return Difference(float(by_seed.mean()), _std(by_seed), 100 * low, 100 * high, p, len(seeds))
+
+
+def study_table(
+    records: Sequence[Record], reference: str = "main", resamples: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """One row for each experiment that validated, in the order of the records, indexed by its name.
+
+    title, group, profile, seeds, images (of one validation set), parameters, macs. Fractions: mean and std over seeds
+    of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and mean_high (bootstrap over seeds and images),
+    best_epoch_mean. In points: difference to `reference` with low and high, on common_seeds. p: exact McNemar; p_holm:
+    the same corrected over the family of all rows but the reference's. `difference` says how far to trust which. The
+    folds of the cross-validation are no rivals of the main model and are not compared. nan where nothing is shared
+    with the reference, or where it is absent. Raises BloodcellError for two records of one experiment and seed.
+    """
+    runs = _by_experiment(records)
+    frames = {name: by_image(group) for name, group in runs.items()}
+    rows = {}
+    for name, group in runs.items():
+        info, frame = group[0].info, frames[name]
+        finals = np.array([record.info["final_validation_accuracy"] for record in group])
+        empty = frame.empty
+        low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
+        compared = reference in frames and name != reference and info["group"] != "cv"
+        against = difference(frame, frames[reference], resamples, seed) if compared else Difference()
+        rows[name] = {
+            "title": ", ".join([info["title"], *name.split("+")[1:]]),  # what was changed for a run by hand
+            "group": info["group"],
+            "profile": group[0].profile,
+            "seeds": len(group),
+            "images": info["data"]["validation"],
+            "parameters": info["model"]["parameters"],
+            "macs": info["model"]["macs"],
+            "mean": finals.mean(),
+            "std": _std(finals),
+            "mean_low": low,
+            "mean_high": high,
+            "best_epoch_mean": np.mean([record.info["best_validation_accuracy"] for record in group]),
+            "difference": against.mean,
+            "low": against.low,
+            "high": against.high,
+            "common_seeds": against.seeds,
+            "p": against.p,
+            "p_holm": math.nan,
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("experiment")
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    return table
+
+
+def claims_table(records: Sequence[Record]) -> pd.DataFrame:
+    """The reference's claims beside measurements: claim, stated, elsewhere, measured, low, high, verdict.
+
+    Also unit and source; indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy, Wilson's for the mean over seeds
+    in the images of one validation set (seeds are no further images); for a difference and for F1, the bootstrap over
+    seeds and images; for memory, the range over seeds; a parameter count is exact. The rule: "agrees" if the stated
+    value, within its own rounding, lies in the interval; "does not" if it lies outside; "cannot be tested" where no
+    record can say, as for a hidden label or somebody else's card. Only runs on the course's images under the profiles
+    `cpu` and `full` count, and these under `cpu` test a claim at a smaller size than it was made at.
+    """
+    usable = [r for r in records if r.info["data"]["course"] and r.profile.partition("/")[0] != "demo"]
+    runs = _by_experiment(usable)
+    rows = {}
+    for claim in CLAIMS:
+        measured = MEASURE[claim.kind](claim, runs) if claim.kind else None
+        text, low, high = measured or ("", math.nan, math.nan)
+        verdict = UNTESTED
+        if measured:
+            inside = low - claim.rounding <= claim.value <= high + claim.rounding
+            verdict = AGREES if inside else DIFFERS
+        rows[claim.key] = {
+            "claim": claim.claim,
+            "stated": claim.stated,
+            "elsewhere": claim.elsewhere,
+            "measured": text,
+            "low": low,
+            "high": high,
+            "verdict": verdict,
+            "unit": claim.unit,
+            "source": claim.source,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
+
+
+Runs = dict[str, list[Record]]
+Measured = tuple[str, float, float]  # text, low, high
+
+
+def _best(claim: Claim, runs: Runs) -> Measured | None:
+    group = runs.get(claim.experiment)
+    if not group:
+        return None
+    values = np.array([record.info["best_validation_accuracy"] for record in group])
+    n = group[0].info["data"]["validation"]
+    low, high = wilson(values.mean() * n, n)
+    return _text(100 * values, "%"), 100 * low, 100 * high
+
+
+def _gain(claim: Claim, runs: Runs) -> Measured | None:
+    if claim.experiment not in runs or claim.against not in runs:
+        return None
+    gain = difference(by_image(runs[claim.experiment]), by_image(runs[claim.against]))
+    if not gain.seeds:
+        return None
+    spread = "" if math.isnan(gain.std) else f" ± {gain.std:.2f}"
+    return f"{gain.mean:+.2f}{spread} (n = {gain.seeds})", gain.low, gain.high
+
+
+def _f1(claim: Claim, runs: Runs) -> Measured | None:
+    group = runs.get(claim.experiment)
+    if not group:
+        return None
+    values = np.array([_macro_f1(record) for record in group])
+    low, high = np.quantile(bootstrap_f1(group).mean(1), [0.025, 0.975])
+    return _text(values, "", 3), float(low), float(high)
+
+
+def _parameters(claim: Claim, runs: Runs) -> Measured | None:
+    count = models.parameters(models.build(ModelConfig(claim.experiment)))
+    return f"{count:,} (built)", count, count
+
+
+def _memory(claim: Claim, runs: Runs) -> Measured | None:
+    # The peak depends on size and batch, and little on which card; a processor's memory is another quantity.
+    group = [
+        record
+        for record in runs.get(claim.experiment, [])
+        if "NVIDIA" in record.info["machine"]["device"]
+        and record.info["config"]["pixels"] == 224
+        and record.info["config"]["train"]["batch_size"] == 32
+    ]
+    if not group:
+        return None
+    values = np.array([record.info["peak_memory_bytes"] for record in group]) / 1e9
+    return _text(values, "GB"), float(values.min()), float(values.max())
+
+
+MEASURE: dict[str, Callable[[Claim, Runs], Measured | None]] = {
+    "best": _best,
+    "difference": _gain,
+    "f1": _f1,
+    "parameters": _parameters,
+    "memory": _memory,
+}
+
+
+def _text(values: np.ndarray, unit: str, digits: int = 2) -> str:
+    spread = "" if len(values) == 1 else f" ± {values.std(ddof=1):.{digits}f}"
+    return f"{values.mean():.{digits}f}{spread}{' ' if unit else ''}{unit} (n = {len(values)})"
+
+
+def _macro_f1(record: Record) -> float:
+    run = record.validation()
+    return macro_f1(run.labels, run.predicted)
+
+
+def _by_experiment(records: Sequence[Record]) -> Runs:
+    runs: Runs = {}
+    for record in validated(records):
+        runs.setdefault(record.experiment, []).append(record)
+    return runs
+
+
+def _hits(frame: pd.DataFrame) -> np.ndarray:
+    """Whether each prediction is right, bool (seeds, n)."""
+    return np.equal(frame.to_numpy().T, frame.index.get_level_values("label").to_numpy())
+
+
+def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of float32 (seeds, n), over resampled seeds and images."""
+    runs, images = bootstrap_weights(*values.shape, resamples, seed)
+    means = ((images @ values.T) * runs).sum(1) / values.size  # (resamples, seeds) before the sum
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan

@@ -1,0 +1,291 @@
+"""What is run: the study as a table of rows, the budgets (profiles), one run and its record, many runs."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from bloodcell_lib import data, machine, models, paths
+from bloodcell_lib.augment import NONE, AugmentConfig
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.records import FORMAT, Record, load_record
+from bloodcell_lib.trainer import TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the study. `part`: "split" (the 80/20 split), "all" (no validation) or "fold0" to "fold4".
+
+    epochs: at most so many, whatever the profile gives; 0 for no bound.
+    """
+
+    name: str
+    title: str
+    group: str
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
+    part: str = "split"
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A budget: image size, central crop, epochs, seeds; `per_class` bounds the images used, None takes all.
+
+    study: the profile under which the study runs, where its rows get less than the main run does.
+    """
+
+    name: str
+    pixels: int
+    crop: int | None
+    epochs: int
+    seeds: tuple[int, ...]
+    per_class: int | None = None
+    study: str | None = None
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("demo", pixels=64, crop=280, epochs=12, seeds=(0,), study="demo/study"),
+        Profile("demo/study", pixels=64, crop=280, epochs=5, seeds=(0,), per_class=40),
+        Profile("cpu", pixels=112, crop=280, epochs=25, seeds=(0, 1, 2)),
+        Profile("full", pixels=224, crop=None, epochs=50, seeds=(0, 1, 2)),
+    )
+}
+
+_PLAIN = ModelConfig(dropout=0.0, stochastic_depth=0.0)
+_LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
+# What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
+_REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
+
+
+def _baseline(name: str, title: str) -> Experiment:
+    return Experiment(name, title, "baseline", ModelConfig(name), _REFERENCE, epochs=10)
+
+
+def _regularised(name: str, title: str, model: ModelConfig = _PLAIN, train: TrainConfig = _LOOSE) -> Experiment:
+    return Experiment(f"reg_{name}", title, "regularisation", model, train)
+
+
+def _named(*rows: Experiment) -> dict[str, Experiment]:
+    return {row.name: row for row in rows}
+
+
+STUDY = _named(
+    Experiment("main", "DeepEfficientNet", "main"),
+    Experiment("final", "DeepEfficientNet, all images", "main", part="all"),
+    _baseline("simple_cnn", "SimpleCNN"),
+    _baseline("resnet18", "ResNet-18"),
+    _baseline("efficientnet_lite", "EfficientNetLite"),
+    Experiment("no_se", "No squeeze-and-excitation", "attention", ModelConfig(squeeze_excite=False)),
+    _regularised("none", "No regularisation"),
+    _regularised("dropout", "Dropout alone", ModelConfig(stochastic_depth=0.0)),
+    _regularised("label_smoothing", "Label smoothing alone", train=TrainConfig(weight_decay=0.0)),
+    _regularised("stochastic_depth", "Stochastic depth alone", ModelConfig(dropout=0.0)),
+    _regularised("weight_decay", "Weight decay alone", train=TrainConfig(label_smoothing=0.0)),
+    Experiment("lr_constant", "Constant rate", "schedule", train=TrainConfig(schedule="constant")),
+    Experiment("lr_step", "Step decay", "schedule", train=TrainConfig(schedule="step")),
+    Experiment("aug_none", "No augmentation", "augmentation", augment=NONE),
+    Experiment("aug_flips", "Flips", "augmentation", augment=replace(NONE, flips=True)),
+    Experiment(
+        "aug_flips_rotation", "Flips and rotation", "augmentation", augment=replace(NONE, flips=True, rotation=30.0)
+    ),
+)
+EXTRA = _named(
+    *(
+        Experiment(f"{row.name}_full", f"{row.title}, full recipe", "extra", row.model)
+        for row in STUDY.values()
+        if row.group == "baseline"
+    ),
+    Experiment("as_described", "Blocks as described", "extra", ModelConfig("as_described")),
+    *(Experiment(f"cv_fold{k}", f"Fold {k + 1} of 5", "cv", part=f"fold{k}") for k in range(5)),
+)
+EXPERIMENTS = {**STUDY, **EXTRA}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment called `name`. Raises BloodcellError for an unknown one."""
+    if name not in EXPERIMENTS:
+        raise BloodcellError(f"Unknown experiment '{name}': choose one of {', '.join(EXPERIMENTS)}.")
+    return EXPERIMENTS[name]
+
+
+def profile(name: str) -> Profile:
+    """The profile called `name`. Raises BloodcellError for an unknown one."""
+    if name not in PROFILES:
+        raise BloodcellError(f"Unknown profile '{name}': choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to make: an experiment, a seed, a profile, changes to the recipe, and where its record goes.
+
+    changes: (field, value) pairs of TrainConfig; a changed run is recorded under a name that says so.
+    """
+
+    experiment: str
+    seed: int
+    profile: str
+    results: Path = paths.RUNS
+    changes: tuple[tuple[str, Any], ...] = ()
+    device: str | None = None
+    resume: bool = True
+    progress: bool = True
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, and after it what was changed: `main+batch_size=64`."""
+        return "+".join([self.experiment, *(f"{key}={value}" for key, value in self.changes)])
+
+    @property
+    def folder(self) -> Path:
+        """Where the record goes."""
+        return self.results / self.profile / self.name / f"seed{self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run's last epoch is kept until it has a record."""
+        return self.results / self.profile / ".checkpoints" / f"{self.name}-seed{self.seed}.pt"
+
+    def plan(self) -> Experiment:
+        """The experiment with the profile's epochs, this seed and the changes."""
+        row, budget = experiment(self.experiment), profile(self.profile)
+        epochs = min(row.epochs or budget.epochs, budget.epochs)
+        train = replace(row.train, epochs=epochs, seed=self.seed)
+        try:
+            train = replace(train, **dict(self.changes))
+        except TypeError as error:
+            raise BloodcellError(f"Unknown change to a recipe: {error}.") from error
+        train.check()
+        return replace(row, train=train)
+
+
+def load_images(profile_name: str, folder: Path, skip_bad: bool = False, progress: bool = True) -> CellImages:
+    """The labelled images as a profile wants them: its size and crop, and no more of each class than it takes."""
+    budget = profile(profile_name)
+    cells = data.load(folder, budget.pixels, budget.crop, skip_bad=skip_bad, progress=progress)
+    if budget.per_class is None:
+        return cells
+    labels = cells.labels.numpy()
+    rng = np.random.default_rng(0)
+    kept = [rng.permutation(np.flatnonzero(labels == label))[: budget.per_class] for label in np.unique(labels)]
+    return cells.subset(np.sort(np.concatenate(kept)))
+
+
+def divide(cells: CellImages, part: str) -> tuple[CellImages, CellImages | None]:
+    """Training and validation images for an experiment's `part`."""
+    if part == "all":
+        return cells, None
+    train, held_out = data.split(cells) if part == "split" else data.folds(cells)[int(part.removeprefix("fold"))]
+    return cells.subset(train), cells.subset(held_out)
+
+
+def run(task: Task, cells: CellImages) -> Record:
+    """Trains as `task` says and writes its record; a run that is recorded is read, not repeated.
+
+    Raises BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration.
+    """
+    plan, budget = task.plan(), profile(task.profile)
+    config = {
+        "model": asdict(plan.model),
+        "train": asdict(plan.train),
+        "augment": asdict(plan.augment),
+        "pixels": budget.pixels,
+        "crop": budget.crop,
+        "per_class": budget.per_class,
+        "part": plan.part,
+    }
+    if (task.folder / "record.json").exists():
+        return recorded(task, config, cells)
+    started = now()
+    train, held_out = divide(cells, plan.part)
+    trainer = Trainer(
+        plan.model,
+        plan.train,
+        plan.augment,
+        device=task.device,
+        checkpoint=task.checkpoint,
+        resume=task.resume,
+        progress=task.progress,
+        label=f"{task.name} seed {task.seed}",
+    )
+    result = trainer.fit(train, held_out)
+    final = result.history[-1]["validation_accuracy"]
+    best = None if held_out is None else max(result.history, key=lambda row: row["validation_accuracy"])
+    info = {
+        "format": FORMAT,
+        "experiment": task.name,
+        "title": plan.title,
+        "group": plan.group,
+        "order": list(EXPERIMENTS).index(plan.name),
+        "seed": task.seed,
+        "profile": task.profile,
+        "config": config,
+        "data": {
+            "source": cells.source,
+            "fingerprint": cells.fingerprint,
+            "course": cells.is_course,
+            "train": len(train),
+            "validation": 0 if held_out is None else len(held_out),
+            "split_sha256": split_sha256(train, held_out),
+        },
+        "model": {
+            "parameters": models.parameters(trainer.model),
+            "macs": models.macs(trainer.model, budget.pixels),
+        },
+        "history": result.history,
+        "final_validation_accuracy": final,
+        "best_validation_accuracy": best and best["validation_accuracy"],
+        "best_epoch": best and best["epoch"],
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "wall_seconds": result.wall_seconds,
+        "machine": result.machine,
+        "commit": machine.commit(),
+        "started": started,
+        "ended": now(),
+    }
+    with paths.write_folder_whole(task.folder) as folder:
+        if held_out is not None:
+            np.savez_compressed(
+                folder / "validation.npz",
+                names=np.array(held_out.names),
+                labels=held_out.labels.numpy().astype(np.int64),
+                probabilities=result.probabilities.numpy().astype(np.float16),
+            )
+        save_file({name: value.contiguous() for name, value in result.weights.items()}, folder / "weights.safetensors")
+        (folder / "record.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    task.checkpoint.unlink(missing_ok=True)
+    return Record(task.folder, task.name, task.seed, task.profile, info)
+
+
+def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
+    """The record that is there. Raises BloodcellError if it is of another configuration or other images."""
+    found = load_record(task.folder)
+    if found.info["config"] != json.loads(json.dumps(config)):
+        raise BloodcellError(f"{task.folder} was recorded with another configuration: move it away to run this one.")
+    if found.info["data"]["fingerprint"] != cells.fingerprint:
+        raise BloodcellError(f"{task.folder} was recorded on other images: move it away to run on these.")
+    return found
+
+
+def split_sha256(train: CellImages, held_out: CellImages | None) -> str:
+    """A hash of which images were on which side."""
+    sides = [sorted(train.sha256), [] if held_out is None else sorted(held_out.sha256)]
+    return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,89 @@
+"""What is left of a run: a folder with `record.json`, the validation predictions and, on this machine, the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bloodcell_lib import paths
+from bloodcell_lib.errors import BloodcellError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Names (n), labels int64 (n,), probabilities float32 (n, 8)."""
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class, int64 (n,)."""
+        return self.probabilities.argmax(1)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is left of one run: `record.json` parsed as `info`, and the validation predictions beside it."""
+
+    folder: Path
+    experiment: str
+    seed: int
+    profile: str
+    info: dict[str, Any]
+
+    def validation(self) -> Predictions:
+        """The final epoch's predictions. Raises BloodcellError where the run held no images out."""
+        path = self.folder / "validation.npz"
+        if not path.exists():
+            raise BloodcellError(f"{self.folder} has no validation predictions: the run held no images out.")
+        with np.load(path) as saved:
+            probabilities = saved["probabilities"].astype(np.float32)
+            return Predictions(tuple(saved["names"].tolist()), saved["labels"].astype(np.int64), probabilities)
+
+
+def load_record(folder: Path) -> Record:
+    """The record in `folder`. Raises BloodcellError if it is damaged or of an unknown format."""
+    path = folder / "record.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if info["format"] != FORMAT:
+            raise BloodcellError(f"{path} has format {info['format']}: this version reads format {FORMAT}.")
+        return Record(folder, info["experiment"], info["seed"], info["profile"], info)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BloodcellError(f"{path} is not a whole record: remove its folder and run it again.") from error
+
+
+def load_records(folder: Path) -> list[Record]:
+    """All records in `<results>/<profile>`, by experiment and seed; [] if there is no such folder."""
+    found = [load_record(path.parent) for path in Path(folder).glob("*/seed*/record.json")]
+    return sorted(found, key=lambda record: (record.info["order"], record.experiment, record.seed))
+
+
+def publish(profile: str) -> list[Path]:
+    """Copies this machine's records of a profile, without weights, to `report/results`; those there stay as they are.
+
+    Returns the new folders. Raises BloodcellError if there is nothing to publish.
+    """
+    records = load_records(paths.RUNS / profile)
+    if not records:
+        raise BloodcellError(f"No records in {paths.RUNS / profile}: run the study there first.")
+    new = []
+    for record in records:
+        target = paths.RESULTS / profile / record.folder.relative_to(paths.RUNS / profile)
+        if target.exists():
+            continue
+        with paths.write_folder_whole(target) as folder:
+            for name in ("record.json", "validation.npz"):
+                if (record.folder / name).exists():
+                    shutil.copyfile(record.folder / name, folder / name)
+        new.append(target)
+    return new

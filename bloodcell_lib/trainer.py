@@ -1,0 +1,336 @@
+"""One training loop for every network, budget and device.
+
+CUDA with automatic mixed precision and plain float32 run the same lines: autocast that may be switched off, and a
+gradient scaler that may be disabled. Nothing in an epoch waits for the device: sums stay there until it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from bloodcell_lib import models, paths
+from bloodcell_lib.augment import Augment, AugmentConfig
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.machine import describe_machine, peak_memory
+from bloodcell_lib.models import ModelConfig
+
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the main recipe.
+
+    optimiser: `adamw` (betas 0.9, 0.999) or `adam`, which gets no weight decay. schedule: `cosine` to `final_rate`
+    (Loshchilov and Hutter 2017, without restarts), `step` (a tenth at 1/2 and again at 3/4 of the epochs) or
+    `constant`; all after `warmup` epochs of linear rise. clip: largest gradient norm, 0 for none. average: decay of
+    the exponential average of the weights that is evaluated and kept, 0 for none. precision: `float32`, `float16`
+    or `bfloat16`; None takes float16 on CUDA and float32 elsewhere.
+    """
+
+    epochs: int = 50
+    batch_size: int = 32
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    final_rate: float = 1e-6
+    schedule: str = "cosine"
+    warmup: int = 0
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.1
+    clip: float = 1.0
+    average: float = 0.0
+    precision: str | None = None
+    seed: int = 0
+    deterministic: bool = True
+
+    def check(self) -> None:
+        """Raises BloodcellError for a value that no run can have."""
+        for name, choices in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", [None, *PRECISIONS])):
+            if getattr(self, name) not in choices:
+                raise BloodcellError(
+                    f"Unknown {name} '{getattr(self, name)}': choose one of {', '.join(c for c in choices if c)}."
+                )
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BloodcellError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise BloodcellError(f"learning_rate is {self.learning_rate}: give a positive number.")
+        for name in ("label_smoothing", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BloodcellError(f"{name} is {getattr(self, name)}: give at least 0 and less than 1.")
+
+
+def _constant(done: float) -> float:
+    return 1.0
+
+
+def _step(done: float) -> float:
+    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+
+
+def _cosine(done: float) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "step": _step, "constant": _constant}
+OPTIMISERS = ("adamw", "adam")
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """The rate at `epoch`, a real number from 0 to `config.epochs`; a function of nothing else, so nothing to save."""
+    if epoch < config.warmup:
+        return config.learning_rate * (epoch + 1e-3) / config.warmup
+    done = (epoch - config.warmup) / max(1e-9, config.epochs - config.warmup)
+    low = config.final_rate if config.schedule == "cosine" else 0.0
+    return low + (config.learning_rate - low) * SCHEDULES[config.schedule](min(1.0, done))
+
+
+@dataclass
+class Run:
+    """What a training gave. `probabilities` float32 (n, 8) and `weights` are of the final epoch."""
+
+    history: list[dict[str, float]]
+    probabilities: Tensor | None
+    weights: dict[str, Tensor]
+    peak_memory_bytes: int
+    wall_seconds: float
+    machine: dict[str, str] = field(default_factory=dict)
+
+
+class Trainer:
+    """`Trainer(model, train, augment).fit(images, validation)` trains from fresh weights and returns a `Run`.
+
+    checkpoint: a file that is written whole after every epoch; with `resume`, training goes on from it and, on one
+    CPU, ends with the weights that an uninterrupted run has, bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        augment: AugmentConfig,
+        device: torch.device | str | None = None,
+        checkpoint: Path | None = None,
+        resume: bool = True,
+        progress: bool = True,
+        label: str = "train",
+    ) -> None:
+        train.check()
+        self.model_config, self.config, self.augment_config = model, train, augment
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.checkpoint, self.resume = checkpoint, resume
+        self.progress, self.label = progress, label
+
+    def fit(self, images: CellImages, validation: CellImages | None = None) -> Run:
+        """Trains on `images`; after each epoch measures `validation`, whose result decides nothing.
+
+        Raises BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images.
+        """
+        if len(images) < 2:
+            raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
+        start = time.perf_counter()
+        self.fingerprint = images.fingerprint
+        torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
+        self._build(images)
+        self.history: list[dict[str, float]] = []
+        self.seconds_before = 0.0
+        if self.resume and self.checkpoint is not None and self.checkpoint.exists():
+            self._restore()
+        train = self._place(images)
+        held_out = None if validation is None else self._place(validation)
+        probabilities = None
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        bar = tqdm(
+            total=self.config.epochs * len(images),
+            initial=len(self.history) * len(images),
+            desc=self.label,
+            unit="image",
+            unit_scale=True,
+            disable=None if self.progress else True,  # None: only where somebody watches
+            mininterval=0.5,
+        )
+        with bar:
+            while len(self.history) < self.config.epochs:
+                began = time.perf_counter()
+                row = {"epoch": len(self.history) + 1, **self._epoch(*train, bar)}
+                if held_out is not None:
+                    loss, accuracy, probabilities = self.measure(*held_out)
+                    row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+                else:
+                    row |= {"validation_loss": None, "validation_accuracy": None}
+                row["seconds"] = time.perf_counter() - began
+                self.history.append(row)
+                if self.checkpoint is not None:
+                    self._save(self.seconds_before + time.perf_counter() - start)
+                shown = row["train_accuracy"] if validation is None else row["validation_accuracy"]
+                bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{shown:.3f}")
+        if held_out is not None and probabilities is None:  # a checkpoint of a finished training
+            probabilities = self.measure(*held_out)[2]
+        return Run(
+            self.history,
+            probabilities,
+            {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()},
+            peak_memory(self.device),
+            self.seconds_before + time.perf_counter() - start,
+            describe_machine(self.device),
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that predicts: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def _build(self, images: CellImages) -> None:
+        c = self.config
+        torch.manual_seed(c.seed)
+        self.model = models.build(self.model_config)
+        self.model.standardise.fit(images.images)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        average = get_ema_multi_avg_fn(c.average) if c.average else None
+        self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if average else None
+        maker = torch.optim.AdamW if c.optimiser == "adamw" else torch.optim.Adam
+        decay = c.weight_decay if c.optimiser == "adamw" else 0.0
+        cuda = self.device.type == "cuda"
+        self.optimiser = maker(
+            self.model.parameters(), c.learning_rate, (0.9, 0.999), weight_decay=decay, fused=cuda, foreach=not cuda
+        )
+        precision = c.precision or ("float16" if cuda else "float32")
+        self.dtype = PRECISIONS[precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16" and cuda)
+        self.augment = Augment(self.augment_config)
+        self.generator = torch.Generator(self.device).manual_seed(c.seed)
+
+    def _place(self, cells: CellImages) -> tuple[Tensor, Tensor]:
+        return cells.images.to(self.device), cells.labels.to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def _epoch(self, images: Tensor, labels: Tensor, bar: tqdm) -> dict[str, float]:
+        """One pass over all images in a fresh order; sums stay on the device until the end."""
+        c, n = self.config, len(labels)
+        began = time.perf_counter()
+        self.model.train()
+        order = torch.randperm(n, generator=self.generator, device=self.device)
+        # Batches as even as can be, so that none holds a single image, which batch norm could not standardise.
+        batches = torch.tensor_split(order, max(1, math.ceil(n / c.batch_size)))
+        total = torch.zeros(2, device=self.device)  # loss and hits, summed over images
+        for i, batch in enumerate(batches):
+            rate = learning_rate(c, len(self.history) + i / len(batches))
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            x, y = self.augment(images[batch], self.generator), labels[batch]
+            with self._autocast():
+                logits = self.model(x.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, y, label_smoothing=c.label_smoothing)
+            self.scaler.scale(loss).backward()
+            if c.clip:
+                self.scaler.unscale_(self.optimiser)
+                nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            self.optimiser.zero_grad(set_to_none=True)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            total += torch.stack([loss.detach().float() * len(y), (logits.argmax(1) == y).sum()])
+            bar.update(len(y))
+        loss_sum, hits = total.tolist()
+        if not math.isfinite(loss_sum):
+            kept = f"; the last good epoch is in {self.checkpoint}" if self.checkpoint and self.history else ""
+            raise BloodcellError(
+                f"The loss of {self.label} is no longer a finite number in epoch {len(self.history) + 1}{kept}: "
+                f"lower the learning rate (it is {c.learning_rate:g})."
+            )
+        seconds = time.perf_counter() - began
+        return {
+            "train_loss": loss_sum / n,
+            "train_accuracy": hits / n,
+            "learning_rate": rate,
+            "images_per_second": n / seconds,
+        }
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, labels: Tensor, batch_size: int = 128) -> tuple[float, float, Tensor]:
+        """Cross entropy without smoothing, accuracy and probabilities float32 (n, 8), without augmentation."""
+        model = self.evaluated.eval()
+        logits = []
+        for x in images.split(batch_size):
+            with self._autocast():
+                logits.append(model((x / 255).contiguous(memory_format=torch.channels_last)).float())
+        together = torch.cat(logits)
+        loss = F.cross_entropy(together, labels).item()
+        accuracy = (together.argmax(1) == labels).float().mean().item()
+        return loss, accuracy, together.softmax(1).cpu()
+
+    def _identity(self) -> str:
+        """What a checkpoint must share with the run that takes it up."""
+        parts = (self.model_config, self.config, self.augment_config)
+        return json.dumps([asdict(part) for part in parts] + [{"device": self.device.type, "images": self.fingerprint}])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "optimiser": self.optimiser,
+            "scaler": self.scaler,
+            **({"average": self.average} if self.average is not None else {}),
+        }
+
+    def _save(self, seconds: float) -> None:
+        assert self.checkpoint is not None
+        state = {name: part.state_dict() for name, part in self._state().items()}
+        random = {"own": self.generator.get_state(), "cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        with paths.write_whole(self.checkpoint) as temporary:
+            torch.save(
+                {
+                    "identity": self._identity(),
+                    "history": self.history,
+                    "seconds": seconds,
+                    "state": state,
+                    "random": random,
+                },
+                temporary,
+            )
+
+    def _restore(self) -> None:
+        assert self.checkpoint is not None
+        try:
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            identity = saved["identity"]
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise BloodcellError(f"{self.checkpoint} is not a whole checkpoint: remove it and start again.") from error
+        if identity != self._identity():
+            raise BloodcellError(
+                f"{self.checkpoint} belongs to another configuration ({difference(identity, self._identity())}): "
+                "train with that one, or start afresh with --no-resume."
+            )
+        for name, part in self._state().items():
+            part.load_state_dict(saved["state"][name])
+        self.history, self.seconds_before = saved["history"], saved["seconds"]
+        self.generator.set_state(saved["random"]["own"])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
+
+
+def difference(before: str, now: str) -> str:
+    """The first setting in which two identities differ, in words."""
+    a, b = json.loads(before), json.loads(now)
+    changed = ((key, old.get(key), new[key]) for old, new in zip(a, b) for key in new if old.get(key) != new[key])
+    key, old, new = next(changed, ("format", "an older one", "this one"))
+    return f"{key} {old}, not {new}"
