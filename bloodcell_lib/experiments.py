@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from safetensors.torch import save_file
 
-from bloodcell_lib import data, machine, models, paths
+from bloodcell_lib import data, machine, models, paths, synthetic
 from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -172,6 +175,22 @@ class Task:
         return replace(row, train=train)
 
 
+def image_folder(given: Path | None, profile_name: str) -> Path:
+    """Where the images are: as given, else `BLOODCELL_DATA` or what was fetched, else, for the demo, drawn cells.
+
+    Raises BloodcellError if there are none and the profile needs real ones.
+    """
+    folder = Path(given).expanduser().absolute() if given else paths.data_folder()
+    if folder is not None:
+        return folder
+    if profile(profile_name).name.split("/")[0] != "demo":
+        raise BloodcellError(
+            f"Profile {profile_name} needs real images: give --data FOLDER, "
+            "or fetch them with `bloodcell data fetch course`."
+        )
+    return synthetic.write(paths.RUNS / "demo" / "synthetic", per_class=60, test=40)
+
+
 def load_images(profile_name: str, folder: Path, skip_bad: bool = False, progress: bool = True) -> CellImages:
     """The labelled images as a profile wants them: its size and crop, and no more of each class than it takes."""
     budget = profile(profile_name)
@@ -209,7 +228,13 @@ def run(task: Task, cells: CellImages) -> Record:
     }
     if (task.folder / "record.json").exists():
         return recorded(task, config, cells)
-    started = now()
+    with one_at_a_time(task):
+        return _make(task, plan, config, cells)
+
+
+def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImages) -> Record:
+    """Trains and writes the record."""
+    started, budget = now(), profile(task.profile)
     train, held_out = divide(cells, plan.part)
     trainer = Trainer(
         plan.model,
@@ -268,6 +293,23 @@ def run(task: Task, cells: CellImages) -> Record:
         (folder / "record.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     task.checkpoint.unlink(missing_ok=True)
     return Record(task.folder, task.name, task.seed, task.profile, info)
+
+
+@contextlib.contextmanager
+def one_at_a_time(task: Task) -> Iterator[None]:
+    """Keeps a second process from making the same record; the lock goes with the process, however that ends."""
+    lock = filelock.FileLock(task.checkpoint.with_suffix(".lock"))
+    try:
+        task.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise BloodcellError(f"Another process is making {task.folder}: wait for it, or stop it.") from error
+    except OSError as error:
+        raise BloodcellError(f"Cannot write {task.checkpoint.parent}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record:

@@ -174,14 +174,18 @@ class MBConvNet(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """He et al. 2015, fan out, for convolutions; EfficientNet's uniform for the linear layer."""
+    """Normal weights scaled by the true fan out (He et al. 2015; a depthwise kernel feeds one channel, not all), a
+    small linear layer, and residual branches that start at zero (Goyal et al. 2017), as a deep narrow net needs."""
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
-        nn.init.uniform_(module.weight, -(module.out_features**-0.5), module.out_features**-0.5)
+        nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)
+    elif isinstance(module, MBConv) and module.residual:
+        nn.init.zeros_(module.project[1].weight)
 
 
 class SimpleCNN(nn.Module):

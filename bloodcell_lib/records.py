@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_lib import paths
+from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.errors import BloodcellError
 
 FORMAT = 1
@@ -66,6 +67,13 @@ def load_records(folder: Path) -> list[Record]:
     """All records in `<results>/<profile>`, by experiment and seed; [] if there is no such folder."""
     found = [load_record(path.parent) for path in Path(folder).glob("*/seed*/record.json")]
     return sorted(found, key=lambda record: (record.info["order"], record.experiment, record.seed))
+
+
+def stamp(records: list[Record]) -> str | None:
+    """Words for figures that show no results: "synthetic demo", or "demo" on real images; None for a true study."""
+    if any(record.info["data"]["source"] == SYNTHETIC for record in records):
+        return "synthetic demo"
+    return "demo" if any(record.profile.split("/")[0] == "demo" for record in records) else None
 
 
 def publish(profile: str) -> list[Path]:

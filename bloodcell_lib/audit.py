@@ -1,0 +1,160 @@
+"""What is in a folder of images, before anything is trained on it; and the manifest of the course set."""
+
+from __future__ import annotations
+
+import collections
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from bloodcell_lib import data, paths
+from bloodcell_lib.cells import CELL_TYPES, TITLES, prefix
+
+NEAR = 4  # differing bits of 256 below which two pictures count as near duplicates: recompressed or resized copies
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one file shows: width and height in pixels, Pillow's mode, a 256-bit perceptual hash; or why it does not."""
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    phash: np.ndarray | None = None
+    bad: str = ""
+
+
+@dataclass
+class Audit:
+    """Everything `check` finds. Pairs and groups hold paths relative to the folder."""
+
+    folder: Path
+    source: dict[str, str]
+    files: pd.DataFrame  # part, class, prefix, name, width, height, mode, sha256, bad
+    exact: list[list[str]] = field(default_factory=list)
+    near: list[tuple[str, str, int]] = field(default_factory=list)
+    across: list[list[str]] = field(default_factory=list)
+
+    @property
+    def bad(self) -> pd.DataFrame:
+        """The files that cannot be read."""
+        return self.files[self.files["bad"] != ""]
+
+
+def look(path: Path) -> Look:
+    """Reads one file as `data.decode` would; never raises for a bad one."""
+    try:
+        with Image.open(path) as image:
+            width, height, mode = *image.size, image.mode
+        grey = data.decode(path).convert("L")
+    except (OSError, Image.DecompressionBombError) as error:
+        return Look(bad=str(error))
+    return Look(width, height, mode, imagehash.phash(grey, hash_size=16).hash.ravel())
+
+
+def check(folder: Path, progress: bool = True) -> Audit:
+    """Audits `train/` and, where it is there, `test/`. Raises BloodcellError as `data.find` does."""
+    folder = Path(folder)
+    parts = {"train": data.find(folder)}
+    if (folder / "test").is_dir():
+        parts["test"] = data.find(folder, "test")
+    rows, hashes = [], []
+    workers = os.cpu_count() or 1
+    source = {}
+    for part, files in parts.items():
+        every = [file.path for file in files]
+        digests = list(data.in_threads(data.sha256_of, every, workers))
+        source[part] = data.name_source(folder, part, [path.name for path in every], digests)
+        looks = data.in_threads(look, every, workers)
+        bar = tqdm(looks, f"look at {part}", len(every), disable=None if progress else True, unit="image", leave=False)
+        for file, digest, seen in zip(files, digests, bar):
+            label = CELL_TYPES[file.label].name if file.label >= 0 else ""
+            name = str(file.path.relative_to(folder))
+            size = (seen.width, seen.height, seen.mode)
+            rows.append((part, label, prefix(file.path.name) if label else "", name, *size, digest, seen.bad))
+            hashes.append(seen.phash)
+    columns = ["part", "class", "prefix", "name", "width", "height", "mode", "sha256", "bad"]
+    found = Audit(folder, source, pd.DataFrame(rows, columns=columns))
+    _duplicates(found, hashes)
+    return found
+
+
+def _duplicates(found: Audit, hashes: list[np.ndarray | None]) -> None:
+    """Fills in files with the same bytes, with nearly the same picture, and those that stand in two classes."""
+    names, labels = found.files["name"].to_numpy(), found.files["class"].to_numpy()
+    groups = collections.defaultdict(list)
+    for i, digest in enumerate(found.files["sha256"]):
+        groups[digest].append(i)
+    same = [group for group in groups.values() if len(group) > 1]
+    found.exact = [[str(names[i]) for i in group] for group in same]
+    readable = np.array([i for i, bits in enumerate(hashes) if bits is not None], dtype=np.int64)
+    pairs = _close_pairs(np.array([hashes[i] for i in readable], dtype=np.float32).reshape(len(readable), -1))
+    digests = found.files["sha256"].to_numpy()
+    near = [(readable[a], readable[b], bits) for a, b, bits in pairs if digests[readable[a]] != digests[readable[b]]]
+    found.near = [(str(names[a]), str(names[b]), bits) for a, b, bits in near]
+    twins = [*same, *([a, b] for a, b, _ in near)]
+    found.across = [[str(names[i]) for i in group] for group in twins if len({labels[i] for i in group} - {""}) > 1]
+
+
+def _close_pairs(bits: np.ndarray, block: int = 2048) -> list[tuple[int, int, int]]:
+    """Index pairs a < b with at most NEAR differing bits. bits float32 (n, k) of 0 and 1; blocks bound the memory."""
+    pairs = []
+    ones = bits.sum(1)
+    for start in range(0, len(bits), block):
+        rows = bits[start : start + block]
+        distance = ones[start : start + block, None] + ones[None, :] - 2 * rows @ bits.T  # (block, n), Hamming
+        at, other = np.nonzero(distance <= NEAR)
+        keep = other > at + start
+        pairs += [(int(a + start), int(b), int(distance[a, b])) for a, b in zip(at[keep], other[keep])]
+    return pairs
+
+
+def summary(found: Audit) -> str:
+    """The audit as text: a table of counts for each class and prefix, then what stands out."""
+    train, test = (found.files[found.files["part"] == part] for part in ("train", "test"))
+    lines = [f"{found.folder}: {len(train)} labelled images ({found.source['train']})"]
+    if len(test):
+        lines[0] += f", {len(test)} unlabelled ({found.source['test']})"
+    lines += ["", f"{'class':<22}{'images':>8}   by prefix"]
+    for cell in CELL_TYPES:
+        inside = train[train["class"] == cell.name]
+        counts = ", ".join(
+            f"{key} {count}" + (f" ({cell.prefixes[key]})" if key in cell.prefixes else " (unknown prefix)")
+            for key, count in inside["prefix"].value_counts().items()
+        )
+        lines.append(f"{TITLES[cell.id]:<22}{len(inside):>8}   {counts}")
+    good = found.files[found.files["bad"] == ""]
+    sizes = collections.Counter(zip(good["width"], good["height"]))
+    lines += ["", "sizes:  " + ", ".join(f"{w} x {h}: {n}" for (w, h), n in sizes.most_common(8))]
+    if len(sizes) > 8:
+        lines[-1] += f", and {len(sizes) - 8} more"
+    lines.append("modes:  " + ", ".join(f"{m}: {n}" for m, n in good["mode"].value_counts().items()))
+    for title, rows in (
+        (
+            "unreadable",
+            [f"{row.name_} ({row.bad})" for row in found.bad.rename(columns={"name": "name_"}).itertuples()],
+        ),
+        ("the same file twice", [" = ".join(group) for group in found.exact]),
+        (f"nearly the same picture (at most {NEAR} of 256 bits)", [f"{a} ~ {b} ({n})" for a, b, n in found.near]),
+        ("one picture in two classes", [" = ".join(group) for group in found.across]),
+    ):
+        lines.append(f"{title}: {len(rows) or 'none'}")
+        lines += [f"  {row}" for row in rows[:10]]
+        if len(rows) > 10:
+            lines.append(f"  and {len(rows) - 10} more")
+    return "\n".join(lines)
+
+
+def write_manifest(found: Audit, path: Path = paths.MANIFEST) -> Path:
+    """Writes name, class, prefix, size and sha256 of each image as CSV; test images have no class."""
+    table = found.files.assign(name=[Path(name).name for name in found.files["name"]])
+    columns = ["part", "name", "class", "prefix", "width", "height", "sha256"]
+    with paths.write_whole(path) as temporary:
+        table[columns].to_csv(temporary, index=False, lineterminator="\n")
+    return path

@@ -1,0 +1,289 @@
+"""The command `bloodcell`. It parses, calls and prints; what it calls is imported only when it is called.
+
+Exit codes: 0 done; 1 something that was started did not end well; 2 bad input, told in one sentence; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import click
+import typer
+
+from bloodcell_lib.errors import BloodcellError, RunFailed
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0].replace("`", ""))
+data_app = typer.Typer(no_args_is_help=True, help="Look at, download and list images.")
+app.add_typer(data_app, name="data")
+
+Data = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
+    typer.Option(
+        "--data", help="Folder with train/, test/ and class_map.json. Default: BLOODCELL_DATA, else drawn cells."
+    ),
+]
+Profile = Annotated[str, typer.Option(help="Budget: demo, cpu or full.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
+
+
+@app.command()
+def run(
+    profile: Profile = "demo",
+    data: Data = None,
+    only: Annotated[str, typer.Option(help="Numbers of notebooks, such as 02,04.")] = "",
+    settings: Annotated[list[str], typer.Option("--set", help="A notebook's parameter, name=value; repeatable.")] = [],  # noqa: B006
+    limit: Annotated[float, typer.Option(help="Most seconds for one notebook.")] = 12 * 3600.0,
+    report: Annotated[bool, typer.Option(help="Build the report's PDF after the notebooks.")] = True,
+) -> None:
+    """Run the notebooks end to end and say where everything lies."""
+    from bloodcell_lib import experiments, notebooks, paths
+
+    home = paths.RUNS / experiments.profile(profile).name
+    chosen = notebooks.choose(only.split(",") if only else None)
+    folder = experiments.image_folder(data, profile)
+    print(f"images: {folder}\nprofile: {profile}", flush=True)
+    failed = []
+    for outcome in notebooks.run(chosen, profile, folder, notebooks.parse_settings(settings), limit=limit):
+        state = "failed" if outcome.problems else "done"
+        print(f"{outcome.name:<22}{state:<8}{outcome.seconds:6.0f} s{outcome.peak_bytes / 2**30:7.2f} GiB", flush=True)
+        for problem in outcome.problems:
+            print(f"  {problem}", flush=True)
+        failed += [outcome.name] if outcome.problems else []
+    _summary(home)
+    if report and not failed and not only:
+        _demo_report(home, profile)
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}.")
+
+
+def _summary(home: Path) -> None:
+    """Prints the main run's result and where notebooks, records and figures lie."""
+    from bloodcell_lib import evaluate
+    from bloodcell_lib.records import load_records
+
+    mains = [record for record in load_records(home) if record.experiment == "main"]
+    if mains:
+        row = evaluate.overview(mains)
+        source = mains[0].info["data"]["source"]
+        print(
+            f"\nmain: {row['mean']:.2%} validation accuracy on {source} "
+            f"(95 % interval {row['low']:.1%} to {row['high']:.1%}, {len(mains)} seed{'s' * (len(mains) > 1)})"
+        )
+    for what in ("notebooks", "figures", "study"):
+        if (home / what).is_dir():
+            print(f"{what + ':':<11}{home / what}")
+
+
+def _demo_report(home: Path, profile: str) -> None:
+    """Builds this run's own report beside its records, or says what is missing; neither is a failure of the run."""
+    from bloodcell_lib import experiments, paths, records
+    from bloodcell_lib import report as reports
+
+    missing = reports.missing_packages()
+    if missing:
+        print(f"report:    not built, LaTeX is not complete; on Debian: apt-get install {' '.join(missing)}")
+        return
+    study = experiments.profile(profile).study or profile
+    stamp = records.stamp(records.load_records(paths.RUNS / study))
+    out = reports.build(paths.RUNS, home / "report", home / "report" / "report.pdf", home / "figures", stamp, study)
+    print(f"report:    {out}")
+
+
+@app.command()
+def train(
+    experiment: Annotated[str, typer.Argument(help="A row of the study, such as main.")] = "main",
+    profile: Profile = "demo",
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    data: Data = None,
+    epochs: Annotated[Optional[int], typer.Option(help="In place of the profile's.")] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option(help="In place of the recipe's.")] = None,  # noqa: UP045
+    lr: Annotated[Optional[float], typer.Option(help="Learning rate in place of the recipe's.")] = None,  # noqa: UP045
+    precision: Annotated[Optional[str], typer.Option(help="float32, float16 or bfloat16.")] = None,  # noqa: UP045
+    device: Annotated[Optional[str], typer.Option(help="cpu or cuda.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="Go on from the last epoch of a run that was cut off.")] = True,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train one experiment and record it; what is recorded is not run again."""
+    from bloodcell_lib import experiments
+
+    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "precision": precision}
+    changes = tuple((name, value) for name, value in given.items() if value is not None)
+    task = experiments.Task(experiment, seed, profile, changes=changes, device=device, resume=resume)
+    task.plan()  # a wrong name or value is told before any image is read
+    there = (task.folder / "record.json").exists()
+    cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
+    print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
+    record = experiments.run(task, cells)
+    final, best = record.info["final_validation_accuracy"], record.info["best_validation_accuracy"]
+    said = "no validation images" if final is None else f"validation accuracy {final:.2%} (best epoch {best:.2%})"
+    print(f"{'recorded before' if there else 'recorded'}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")
+
+
+@app.command()
+def study(
+    profile: Profile = "demo",
+    data: Data = None,
+    experiments: Annotated[str, typer.Option(help="Names, comma-separated; `extra` and `cv` name groups.")] = "",
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's.")] = "",
+    workers: Annotated[int, typer.Option(help="Processes on this machine; several may share one GPU.")] = 1,
+    dask: Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers share the folders.")] = "",
+    skip_bad: SkipBad = False,
+) -> None:
+    """Run the grid of experiments and seeds; what is recorded is skipped."""
+    from bloodcell_lib import experiments as rows
+    from bloodcell_lib import study as many
+
+    budget = rows.profile(profile)
+    budget = rows.profile(budget.study or budget.name)
+    tasks = many.grid(_names(experiments), _seeds(seeds) or budget.seeds, budget.name, progress=False)
+    folder = rows.image_folder(data, profile)
+    rows.load_images(budget.name, folder, skip_bad)  # decoded once, before workers would each do it
+    with many.live_table() as show, _executor(workers, dask) as executor:
+        done = many.run_all(tasks, folder, executor, skip_bad, show=show)
+    failed = [row for row in done if row.state == "failed"]
+    print(f"{len(done) - len(failed)} of {len(done)} runs are recorded in {tasks[0].results / budget.name}")
+    if failed:
+        raise RunFailed("\n".join(f"{row.task.name} seed {row.task.seed} failed: {row.why}" for row in failed))
+
+
+def _names(text: str) -> list[str]:
+    from bloodcell_lib.experiments import EXPERIMENTS, EXTRA, STUDY
+
+    groups = {"study": list(STUDY), "all": list(EXPERIMENTS)}
+    groups |= {group: [row.name for row in EXTRA.values() if row.group == group] for group in ("extra", "cv")}
+    wanted = [name.strip() for name in text.split(",") if name.strip()] or ["study"]
+    return [row for name in wanted for row in groups.get(name, [name])]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",") if seed.strip()]
+    except ValueError as error:
+        raise BloodcellError(f"--seeds {text} is no list of whole numbers: write 0,1,2.") from error
+
+
+def _executor(workers: int, dask: str):
+    from bloodcell_lib.study import InProcess, Processes, dask_executor
+
+    if workers < 1:
+        raise BloodcellError(f"--workers is {workers}: give 1 or more.")
+    if dask:
+        return dask_executor(dask)
+    return InProcess() if workers == 1 else Processes(workers)
+
+
+@app.command()
+def evaluate(
+    profile: Profile = "demo",
+    experiment: Annotated[str, typer.Option(help="Whose runs.")] = "main",
+    published: Annotated[bool, typer.Option(help="Read report/results in place of this machine's runs.")] = False,
+) -> None:
+    """Print accuracy with its interval, the classes one by one and the most frequent confusions."""
+    from bloodcell_lib import evaluate as metrics
+    from bloodcell_lib import experiments, paths
+    from bloodcell_lib.records import load_records
+
+    folder = (paths.RESULTS if published else paths.RUNS) / experiments.profile(profile).name
+    chosen = [record for record in load_records(folder) if record.experiment == experiment]
+    if not chosen:
+        raise BloodcellError(f"No record of {experiment} in {folder}: make one with `bloodcell train {experiment}`.")
+    row, pooled = metrics.overview(chosen), metrics.pool(chosen)
+    print(f"{experiment}, profile {profile}, {len(chosen)} run(s) on {chosen[0].info['data']['source']}")
+    print(
+        f"accuracy {row['mean']:.2%} (95 % interval {row['low']:.2%} to {row['high']:.2%}), "
+        f"macro F1 {row['macro_f1']:.4f}"
+    )
+    print(metrics.per_class(pooled.labels, pooled.predicted).round(4).to_string())
+    print(metrics.top_confusions(metrics.confusion(pooled.labels, pooled.predicted)).to_string(index=False))
+
+
+@app.command()
+def figures(
+    profile: Annotated[str, typer.Option(help="Draw from this machine's runs; default: the published records.")] = "",
+    data: Data = None,
+) -> None:
+    """Draw every figure that the records allow, as PDF and PNG."""
+    from bloodcell_lib import experiments, paths, records
+    from bloodcell_lib import figures as draw
+    from bloodcell_lib.report import published_profile
+
+    if profile:
+        budget = experiments.profile(profile)
+        home, target = paths.RUNS / budget.name, paths.RUNS / budget.name / "figures"
+        rows = records.load_records(home)
+        grid = records.load_records(paths.RUNS / budget.study) if budget.study else rows
+        cells = experiments.load_images(profile, experiments.image_folder(data, profile))
+    else:
+        target = paths.FIGURES
+        rows = grid = records.load_records(paths.RESULTS / published_profile())
+        cells = None  # what is published shows no real cell
+    for name, files in draw.draw_all(rows, grid, cells, target, records.stamp(rows)).items():
+        print(f"{name:<20} {', '.join(str(path) for path in files)}")
+
+
+@app.command()
+def report() -> None:
+    """Build report/report.pdf from the published records."""
+    from bloodcell_lib import report as reports
+
+    print(reports.build())
+
+
+@app.command()
+def publish(profile: Annotated[str, typer.Option(help="Whose records.")] = "cpu") -> None:
+    """Copy this machine's records, without weights, to report/results."""
+    from bloodcell_lib import experiments, records
+
+    budget = experiments.profile(profile)
+    if budget.name.split("/")[0] == "demo":
+        raise BloodcellError("The demo gives no results: publish cpu or full.")
+    new = records.publish(budget.name)
+    print("\n".join(map(str, new)) or "nothing new")
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Optional[Path], typer.Argument(help="Default: as for --data.")] = None,  # noqa: UP045
+    manifest: Annotated[bool, typer.Option("--manifest", help="Also write data/manifest.csv.")] = False,
+) -> None:
+    """Audit a folder: counts, sizes, modes, unreadable files, duplicates."""
+    from bloodcell_lib import audit, experiments
+
+    found = audit.check(experiments.image_folder(folder, "demo"))
+    print(audit.summary(found))
+    if manifest:
+        print(f"\nwritten: {audit.write_manifest(found)}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    source: Annotated[str, typer.Argument(help="course, pbc or bloodmnist.")],
+    size: Annotated[Optional[int], typer.Option(help="Of bloodmnist: 28, 64, 128 or 224.")] = None,  # noqa: UP045
+) -> None:
+    """Download a public source, check it and unpack it."""
+    from bloodcell_lib import download
+
+    print(download.fetch(source, size))
+
+
+def main() -> None:
+    """The command's entry: runs it and turns the project's errors into one sentence and an exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (BloodcellError, RunFailed) as error:
+        print(f"bloodcell: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BloodcellError) else 1)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        print("bloodcell: Stopped. The same command goes on from the last whole epoch.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
