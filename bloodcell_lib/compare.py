@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -20,7 +21,7 @@ from bloodcell_lib.reference import CLAIMS, Claim
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 
 COLUMNS = (
-    *("title", "group", "profile", "seeds", "images", "parameters", "macs"),
+    *("title", "group", "profile", "course", "seeds", "images", "parameters", "macs"),
     *("mean", "std", "mean_low", "mean_high", "best_epoch_mean"),
     *("difference", "low", "high", "common_seeds", "p", "p_holm"),
 )
@@ -67,7 +68,8 @@ def study_table(
 ) -> pd.DataFrame:
     """One row for each experiment that validated, in the order of the records, indexed by its name.
 
-    title, group, profile, seeds, images (of one validation set), parameters, macs. Fractions: mean and std over seeds
+    title, group, profile, course (whether on the course's images), seeds, images (of one validation set), parameters,
+    macs. Fractions: mean and std over seeds
     of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and mean_high (bootstrap over seeds and images),
     best_epoch_mean. In points: difference to `reference` with low and high, on common_seeds. p: exact McNemar; p_holm:
     the same corrected over the family of all rows but the reference's. `difference` says how far to trust which. The
@@ -88,6 +90,7 @@ def study_table(
             "title": ", ".join([info["title"], *name.split("+")[1:]]),  # what was changed for a run by hand
             "group": info["group"],
             "profile": group[0].profile,
+            "course": all(record.info["data"]["course"] for record in group),
             "seeds": len(group),
             "images": info["data"]["validation"],
             "parameters": info["model"]["parameters"],
@@ -114,12 +117,13 @@ def study_table(
 def claims_table(records: Sequence[Record]) -> pd.DataFrame:
     """The reference's claims beside measurements: claim, stated, elsewhere, measured, low, high, verdict.
 
-    Also unit and source; indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy, Wilson's for the mean over seeds
-    in the images of one validation set (seeds are no further images); for a difference and for F1, the bootstrap over
-    seeds and images; for memory, the range over seeds; a parameter count is exact. The rule: "agrees" if the stated
-    value, within its own rounding, lies in the interval; "does not" if it lies outside; "cannot be tested" where no
-    record can say, as for a hidden label or somebody else's card. Only runs on the course's images under the profiles
-    `cpu` and `full` count, and these under `cpu` test a claim at a smaller size than it was made at.
+    Also unit and source; indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy,
+    Wilson's for the mean over seeds in the images of one validation set (seeds are no further images); for a
+    difference and for F1, the bootstrap over seeds and images; for memory, the range over seeds; a parameter count is
+    exact. The rule: "agrees" if the stated value, within its own rounding, lies in the interval; "does not" if it lies
+    outside; "cannot be tested" where no record can say, as for hidden labels or somebody else's card. Only runs on the
+    course's images under the profiles `cpu` and `full` count; those under `cpu` test a claim at a smaller size and
+    with fewer epochs than it was made with.
     """
     usable = [r for r in records if r.info["data"]["course"] and r.profile.partition("/")[0] != "demo"]
     runs = _by_experiment(usable)
@@ -179,8 +183,10 @@ def _f1(claim: Claim, runs: Runs) -> Measured | None:
 
 
 def _parameters(claim: Claim, runs: Runs) -> Measured | None:
-    count = models.parameters(models.build(ModelConfig(claim.experiment)))
-    return f"{count:,} (built)", count, count
+    with torch.device("meta"):  # no memory, and nothing drawn from the global random state
+        count = models.parameters(models.build(ModelConfig(claim.experiment)))
+    how = "its blocks as described" if claim.experiment == "as_described" else "built"
+    return f"{count:,} ({how})", count, count
 
 
 def _memory(claim: Claim, runs: Runs) -> Measured | None:

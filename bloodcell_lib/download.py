@@ -83,7 +83,7 @@ def _bloodmnist(size: int, md5: str) -> Source:
 SOURCES = (
     Source(
         "course",
-        ("https://codeload.github.com/ALFIE-SADMAN/perfect-cell-classification/zip/refs/heads/main",),
+        ("https://codeload.github.com/ALFIE-SADMAN/perfect-cell-classification/zip/HEAD",),  # the default branch
         "course.zip",
         "https://github.com/ALFIE-SADMAN/perfect-cell-classification",
         holds=("class_map.json", "train", "test"),
@@ -185,17 +185,14 @@ def _retrieve(row: Source, file: Path, checksum: str | None, download: _Download
         except ValueError:  # pooch's word for another checksum; it has deleted the file
             advice = "" if row.checksum else f", or delete {file}.sha256 if the source was changed on purpose"
             failure = BloodcellError(
-                f"{row.name}: {url} sent a file that has not the checksum {checksum} and was deleted: try again{advice}."
+                f"{row.name}: the file from {url} does not have the checksum {checksum} and was deleted: "
+                f"try again{advice}."
             )
     raise failure
 
 
 class _Passing(Exception):
-    """A failure that another try may mend, in `wait` seconds if the server named a time."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
+    """(reason, seconds that the server asks to wait): a failure that another try may mend."""
 
 
 class _Download:
@@ -216,18 +213,18 @@ class _Download:
                 self.attempt(url)
                 break
             except _Passing as error:
-                failure = error
+                reason, asked = error.args
             except requests.RequestException:
-                failure = _Passing("the connection failed, stalled or broke off")
+                reason, asked = "the connection failed, stalled or broke off", 0.0
             failed = 1 if self.size() > most else failed + 1
             most = max(most, self.size())
-            if failed >= self.network.attempts or failure.wait > self.network.longest_wait:
+            if failed >= self.network.attempts or asked > self.network.longest_wait:
                 raise BloodcellError(
-                    f"{self.row.name}: {url} gave no whole file ({failure}): try again later: the download resumes."
+                    f"{self.row.name}: {url} gave no whole file ({reason}); try again later: the download resumes."
                 )
-            wait = max(failure.wait, min(self.network.backoff * 2 ** (failed - 1), self.network.longest_wait))
+            wait = max(asked, min(self.network.backoff * 2 ** (failed - 1), self.network.longest_wait))
             if self.progress:
-                print(f"{self.row.name}: {failure}; next try in {wait:.0f} s", file=sys.stderr)
+                print(f"{self.row.name}: {reason}; next try in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
         os.replace(self.part, output_file)
         self.note.unlink(missing_ok=True)
@@ -254,8 +251,9 @@ class _Download:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
             status = answer.status_code
             if status in PASSING:
-                wait = _retry_after(answer)
-                raise _Passing(f"it answered {status} {answer.reason}, asking to wait {wait:.0f} s", wait)
+                asked = _retry_after(answer)
+                wish = f", asking to wait {asked:.0f} s" if asked else ""
+                raise _Passing(f"it answered {status} {answer.reason}{wish}", asked)
             version = _version(url, answer)
             where = answer.headers.get("Content-Range", "")
             if begun and (status == 416 or (status == 206 and (version != begun or f"bytes {have}-" not in where))):
@@ -273,10 +271,10 @@ class _Download:
                         path.write_text(json.dumps(version))
                 bar = {"desc": self.row.name, "unit": "B", "unit_scale": True, "disable": not self.progress}
                 with tqdm(total=version["length"], initial=have, **bar) as shown:
-                    for chunk in answer.iter_content(2**16):
+                    for chunk in answer.iter_content(2**14):  # what is short of a chunk is lost when the line breaks
                         shown.update(part.write(chunk))
         if version["length"] not in (None, self.size()):
-            raise _Passing(f"it ended at byte {self.size()} of {version['length']}")
+            raise _Passing(f"it ended at byte {self.size()} of {version['length']}", 0.0)
 
 
 def _version(url: str, answer: requests.Response) -> dict:
@@ -324,7 +322,7 @@ def _members(row: Source, archive: Path, opened: zipfile.ZipFile) -> dict[PurePo
     """Which members to unpack, by the place to put them. Raises ValueError if one is unsafe, wanted or not."""
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     beside: dict[PurePosixPath, set[str]] = defaultdict(set)  # what of `row.holds` lies in a folder
-    total = 0
+    total, packed = 0, archive.stat().st_size
     for info in opened.infolist():
         # Windows' rules know both slashes, drives and roots: the stricter reading is right everywhere.
         strict, name = PureWindowsPath(info.filename), PurePosixPath(info.filename)
@@ -332,8 +330,9 @@ def _members(row: Source, archive: Path, opened: zipfile.ZipFile) -> dict[PurePo
             raise ValueError(f"{info.filename!r} leads out of the folder")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ValueError(f"{info.filename!r} is a link or a device")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{info.filename!r} is packed in an unusual way")
+        usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not usual or not 0 <= info.header_offset < packed:
+            raise ValueError(f"{info.filename!r} is damaged or packed in an unusual way")
         total += info.file_size  # reading a member stops there, so a false size does no harm
         # Hidden files are macOS's resource forks, and one stray picture in PBC that its authors do not count.
         if info.filename.endswith("/") or any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
@@ -344,7 +343,7 @@ def _members(row: Source, archive: Path, opened: zipfile.ZipFile) -> dict[PurePo
         for i, part in enumerate(name.parts):
             if part in row.holds:
                 beside[PurePosixPath(*name.parts[:i])].add(part)
-    if total > min(row.most_bytes, MOST_RATIO * archive.stat().st_size):
+    if total > min(row.most_bytes, MOST_RATIO * packed):
         raise ValueError(f"it would grow to {total:,} bytes, more than its images can need")
     if any(folder in members for name in members for folder in name.parents):
         raise ValueError("one of its files has the name of a folder")

@@ -61,7 +61,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def top_confusions(matrix: np.ndarray, k: int = 5) -> pd.DataFrame:
-    """The `k` most frequent mistakes of a confusion matrix (8, 8): true, predicted (titles), count, share of its row."""
+    """The `k` most frequent mistakes in a confusion matrix (8, 8): true, predicted (titles), count, share of row."""
     matrix = np.asarray(matrix)
     rows = matrix.sum(1)
     mistakes = [

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bloodcell_lib import data, machine, models, paths, synthetic
@@ -20,7 +22,7 @@ from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.records import FORMAT, Record, load_record
+from bloodcell_lib.records import FORMAT, Record, in_half, load_record
 from bloodcell_lib.trainer import TrainConfig, Trainer
 
 
@@ -226,15 +228,16 @@ def run(task: Task, cells: CellImages) -> Record:
         "per_class": budget.per_class,
         "part": plan.part,
     }
-    if (task.folder / "record.json").exists():
-        return recorded(task, config, cells)
-    with one_at_a_time(task):
-        return _make(task, plan, config, cells)
+    found = recorded(task, config, cells)
+    if found is None:
+        with one_at_a_time(task):  # and looked for again: another process may have just made it
+            found = recorded(task, config, cells) or _make(task, plan, config, cells)
+    return found
 
 
 def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImages) -> Record:
     """Trains and writes the record."""
-    started, budget = now(), profile(task.profile)
+    started, commit, budget = now(), machine.commit(), profile(task.profile)
     train, held_out = divide(cells, plan.part)
     trainer = Trainer(
         plan.model,
@@ -277,7 +280,7 @@ def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImage
         "peak_memory_bytes": result.peak_memory_bytes,
         "wall_seconds": result.wall_seconds,
         "machine": result.machine,
-        "commit": machine.commit(),
+        "commit": commit,
         "started": started,
         "ended": now(),
     }
@@ -287,12 +290,16 @@ def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImage
                 folder / "validation.npz",
                 names=np.array(held_out.names),
                 labels=held_out.labels.numpy().astype(np.int64),
-                probabilities=result.probabilities.numpy().astype(np.float16),
+                probabilities=in_half(result.probabilities.numpy()),
             )
-        save_file({name: value.contiguous() for name, value in result.weights.items()}, folder / "weights.safetensors")
-        (folder / "record.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        try:
+            weights = {name: value.contiguous() for name, value in result.weights.items()}
+            save_file(weights, folder / "weights.safetensors")
+        except SafetensorError as error:  # how its writer tells it
+            raise OSError("the disk may be full") from error
+        (folder / "record.json").write_text(json.dumps(info, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     task.checkpoint.unlink(missing_ok=True)
-    return Record(task.folder, task.name, task.seed, task.profile, info)
+    return load_record(task.folder)
 
 
 @contextlib.contextmanager
@@ -307,13 +314,19 @@ def one_at_a_time(task: Task) -> Iterator[None]:
     except OSError as error:
         raise BloodcellError(f"Cannot write {task.checkpoint.parent}: {error.strerror or error}.") from error
     try:
+        # What a process that was killed while it wrote has left.
+        for home, name in ((task.checkpoint.parent, task.checkpoint.name), (task.folder.parent, task.folder.name)):
+            for left in home.glob(f".{name}.*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         lock.release()
 
 
-def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
-    """The record that is there. Raises BloodcellError if it is of another configuration or other images."""
+def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record | None:
+    """The record, if it is there. Raises BloodcellError if it is of another configuration or other images."""
+    if not task.folder.exists():
+        return None
     found = load_record(task.folder)
     if found.info["config"] != json.loads(json.dumps(config)):
         raise BloodcellError(f"{task.folder} was recorded with another configuration: move it away to run this one.")

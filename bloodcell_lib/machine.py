@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import subprocess
@@ -14,10 +15,23 @@ import torchvision
 from bloodcell_lib import paths
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets `peak_memory` start from what is held now; where a system cannot, it counts from the process's start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: of the GPU's memory by torch, or of the process's resident memory on a CPU."""
+    """Most bytes held since `reset_peak_memory`: of the GPU by torch, or of the process's resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):  # not getrusage, whose peak a new process has from its parent
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
@@ -49,6 +63,8 @@ def cpu_name() -> str:
 
 def commit() -> str | None:
     """The commit of the code, with "+" where files were changed since; None outside a git checkout."""
+    if not (paths.ROOT / ".git").exists():  # else git would answer for a repository further up
+        return None
     git = ["git", "-C", str(paths.ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,23 @@ class Record:
     def validation(self) -> Predictions:
         """The final epoch's predictions. Raises BloodcellError where the run held no images out."""
         path = self.folder / "validation.npz"
-        if not path.exists():
+        if not self.info["data"]["validation"]:
             raise BloodcellError(f"{self.folder} has no validation predictions: the run held no images out.")
-        with np.load(path) as saved:
-            probabilities = saved["probabilities"].astype(np.float32)
-            return Predictions(tuple(saved["names"].tolist()), saved["labels"].astype(np.int64), probabilities)
+        try:
+            with np.load(path) as saved:
+                probabilities = saved["probabilities"].astype(np.float32)
+                return Predictions(tuple(saved["names"].tolist()), saved["labels"].astype(np.int64), probabilities)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BloodcellError(f"{path} is missing or damaged: remove its folder and run it again.") from error
+
+
+def in_half(probabilities: np.ndarray) -> np.ndarray:
+    """float32 (n, 8) -> float16 with the same winner in each row, where rounding alone might make two equal."""
+    half = probabilities.astype(np.float16)
+    winner = probabilities.argmax(1)
+    tied = np.flatnonzero(half.argmax(1) != winner)
+    half[tied, winner[tied]] = np.nextafter(half[tied].max(1), np.float16(2))
+    return half
 
 
 def load_record(folder: Path) -> Record:
@@ -58,6 +72,8 @@ def load_record(folder: Path) -> Record:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["format"] != FORMAT:
             raise BloodcellError(f"{path} has format {info['format']}: this version reads format {FORMAT}.")
+        for key in ("order", "config", "data", "model", "history"):
+            info[key]
         return Record(folder, info["experiment"], info["seed"], info["profile"], info)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BloodcellError(f"{path} is not a whole record: remove its folder and run it again.") from error

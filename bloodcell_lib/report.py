@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from bloodcell_lib import numbers, paths
+from bloodcell_lib import numbers, paths, sentences, tables
 from bloodcell_lib.errors import BloodcellError, RunFailed
-from bloodcell_lib.experiments import Record, load_records
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.records import Record, load_records
 
 PAGES = 6  # of text, figures and tables; references are not counted
 OVERFULL = 5.0  # points that a line may stick out into the margin
@@ -62,11 +63,15 @@ def generate(
     profile: None takes `published_profile(results)`. stamp: words for the head of every page. Whatever no record
     gives is printed as a dash, so that a part of a study makes a report too, and so does none of it.
     """
-    records = load_records(Path(results) / (profile or published_profile(results)))
+    profile = profile or published_profile(results)
+    study = Study.of(load_records(Path(results) / profile), profile)
+    macros = numbers.macros(study, stamp or "") | sentences.sentences(study)
+    lines = [rf"\newcommand{{\{name}}}{{{text}}}" for name, text in macros.items()]
+    head = "% Written by bloodcell_lib.report from the recorded runs: do not edit.\n"
     written = []
-    for name, text in numbers.files(records, stamp or "").items():
+    for name, text in {"numbers.tex": "\n".join(lines) + "\n", **tables.tables(study)}.items():
         with paths.write_whole(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(head + text, encoding="utf-8")
         written.append(Path(folder) / name)
     return written
 
@@ -113,7 +118,7 @@ def build(
 
 
 def _latest(records: list[Record]) -> int:
-    """When the last of these runs ended, in seconds since 1970: the date of the PDF, so that it depends on them alone."""
+    """When the last of these runs ended, in seconds since 1970: the PDF's date, so that it depends on them alone."""
     ended = [time.strptime(record.info["ended"][:19], "%Y-%m-%dT%H:%M:%S") for record in records]
     return max(map(calendar.timegm, ended), default=0)
 
@@ -144,12 +149,12 @@ def _latex(work: Path, epoch: int) -> None:
 
 def faults(log: str, aux: str) -> list[str]:
     """What is wrong with a finished LaTeX run, one sentence each, from its log (unwrapped lines) and its .aux file."""
-    found = []
+    found, errors = [], []
     lines = log.splitlines()
     for i, line in enumerate(lines):
         if match := re.match(r"(?:\./)?([\w./-]+\.\w+):(\d+): (.*)", line):
             near = next((text for text in lines[i + 1 : i + 3] if text.startswith("l.")), "")
-            found.append(f"{match[1]}, line {match[2]}: {match[3]} {near}".strip())
+            errors.append(f"{match[1]}, line {match[2]}: {match[3]} {near}".strip())
         elif match := re.search(
             r"(Reference|Citation) [`']([^']*)' on page (\d+) undefined(?: on input line (\d+))?", line
         ):
@@ -167,7 +172,8 @@ def faults(log: str, aux: str) -> list[str]:
     for label, page in re.findall(r"\\newlabel\{([^}]*)\}\{\{.*?\}\{(\d+)\}", aux):
         if int(page) > PAGES:
             found.append(f"The text is too long: '{label}' stands on page {page}, and {PAGES} pages are allowed.")
-    return list(dict.fromkeys(found))
+    # What follows from an error says no more than the error.
+    return list(dict.fromkeys(errors[:3] or found))
 
 
 def _read(path: Path) -> str:

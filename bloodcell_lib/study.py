@@ -9,18 +9,23 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from bloodcell_lib import experiments
@@ -42,12 +47,13 @@ class Progress:
 
 
 def grid(names: Iterable[str], seeds: Iterable[int], profile: str, **settings: Any) -> list[Task]:
-    """Every experiment with every seed, seed by seed, so that a study cut off has whole comparisons.
+    """Every experiment with every seed once, seed by seed, so that a study cut off has whole comparisons.
 
     Raises BloodcellError for an unknown experiment or profile, before anything runs.
     """
-    rows = [experiments.experiment(name) for name in names]
-    return [Task(row.name, seed, experiments.profile(profile).name, **settings) for seed in seeds for row in rows]
+    rows = dict.fromkeys(experiments.experiment(name).name for name in names)
+    budget = experiments.profile(profile).name
+    return [Task(name, seed, budget, **settings) for seed in dict.fromkeys(seeds) for name in rows]
 
 
 class InProcess(Executor):
@@ -70,29 +76,57 @@ class Processes(Executor):
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.idle = [self._pool() for _ in range(slots)]
+        # Spawned, not forked: a fork of a process that has used CUDA or threads does not work.
+        self._context = multiprocessing.get_context("spawn")
+        self._tie, self._alive = self._context.Pipe(duplex=False)
+        self._idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+        self._busy: set[ProcessPoolExecutor] = set()
+        for _ in range(slots):
+            self._idle.put(self._pool())
 
     def _pool(self) -> ProcessPoolExecutor:
-        # Spawned, not forked: a fork of a process that has used CUDA or threads does not work.
         threads = max(1, (os.cpu_count() or 1) // self.slots)
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+        return ProcessPoolExecutor(1, self._context, _begin, (threads, self._tie))
 
     def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
-        """Hands `fn` to an idle process; at most `slots` may be under way."""
-        pool = self.idle.pop()
-        future = pool.submit(fn, *args, **kwargs)
+        """Hands `fn` to an idle process, or waits for one."""
+        pool = self._idle.get()
+        try:
+            future = pool.submit(fn, *args, **kwargs)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            pool = self._pool()
+            future = pool.submit(fn, *args, **kwargs)
+        self._busy.add(pool)
 
         def back(done: Future) -> None:
-            broken = isinstance(done.exception(), BrokenProcessPool)
-            self.idle.append(self._pool() if broken else pool)
+            self._busy.discard(pool)
+            broken = not done.cancelled() and isinstance(done.exception(), BrokenProcessPool)
+            self._idle.put(self._pool() if broken else pool)
 
         future.add_done_callback(back)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the processes."""
-        for pool in self.idle:
+        """Ends the processes; a run that is under way ends with them, and its last epoch stays on disk."""
+        busy = list(self._busy)
+        if not busy:
+            while not self._idle.empty():
+                self._idle.get().shutdown(wait)
+        self._alive.close()
+        for pool in busy:
             pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _begin(threads: int, tie: Connection) -> None:
+    """Prepares a new process: Ctrl-C is its parent's to answer, and it ends when the parent lets go, however."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        tie.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
@@ -112,8 +146,12 @@ def dask_executor(address: str) -> Iterator[Executor]:
     with client:
         # pure=False: the same task may have to run again; retries are ours, a dead worker's runs are Dask's.
         executor = client.get_executor(pure=False)
-        executor.slots = max(1, len(client.scheduler_info()["workers"]))
+        executor.slots = max(1, len(client.nthreads()))  # scheduler_info may show a few workers only
         yield executor
+
+
+# Torch's random state belongs to the process, and a Dask worker may have many threads.
+_ALONE = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)
@@ -123,7 +161,8 @@ def _images(profile: str, folder: Path, skip_bad: bool) -> CellImages:
 
 def execute(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | None, float]:
     """Makes one run wherever it is called; returns its final validation accuracy and its seconds."""
-    record = experiments.run(task, _images(task.profile, folder, skip_bad))
+    with _ALONE:
+        record = experiments.run(task, _images(task.profile, folder, skip_bad))
     return record.info["final_validation_accuracy"], record.info["wall_seconds"]
 
 
@@ -167,7 +206,7 @@ def run_all(
 
 
 def _finish(row: Progress, future: Future, state: str, retries: int) -> None:
-    error = future.exception()
+    error = CancelledError("The cluster dropped this run.") if future.cancelled() else future.exception()
     if error is None:
         row.state = state
         row.accuracy, row.seconds = future.result()
@@ -192,7 +231,8 @@ def live_table(console: Console | None = None) -> Iterator[Callable[[list[Progre
         for i, row in enumerate(rows):
             if last.get(i, "waits") != row.state:
                 last[i] = row.state
-                console.print(" ".join(cells(row)) + "  " + time_left(rows, began), highlight=False, soft_wrap=True)
+                line = " ".join(cells(row)) + "  " + time_left(rows, began)
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     yield lines
 
@@ -217,7 +257,7 @@ def table(rows: list[Progress], began: float) -> Table:
     counts = ", ".join(f"{n} {s}" for s in ("done", "recorded", "runs", "waits", "failed") if (n := _count(rows, s)))
     out = Table("experiment", "seed", "state", "validation", "time", title=f"{counts}  {time_left(rows, began)}")
     for row in rows:
-        out.add_row(*cells(row))
+        out.add_row(*map(escape, cells(row)))
     return out
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from bloodcell_lib.cells import CELL_TYPES, CLASS_MAP, NAMES, CellType
@@ -28,10 +28,12 @@ from bloodcell_lib.paths import write_folder_whole
 WIDTH, HEIGHT = 360, 363
 VERSION = 1  # of the drawing: another number means other pictures for the same seed
 QUALITY = 92  # of the JPEG files
+MARKER = "synthetic.json"
 SMALL_JOB = 96  # pictures that are drawn sooner than a pool of processes has started
 
 Span = tuple[float, float]  # drawn uniformly between the two
 Stains = tuple[float, float, float]  # amounts of violet, blue and eosin; 1 is what a dense structure takes up
+Job = tuple[str, str, str | None, tuple[int, ...]]  # file, class, prefix, seed of its generator
 
 # Absorbance of one unit of each dye in red, green and blue light.
 VIOLET, BLUE, EOSIN = (1.28, 2.25, 0.44), (0.80, 0.70, 0.13), (0.26, 0.74, 0.52)
@@ -64,135 +66,193 @@ class Form:
     lobes: tuple[int, ...] = (0,)  # one is chosen
     thick: Span = (0.0, 0.0)  # radius of a lobe
     bend: Span = (0.5, 0.5)  # radius of the arc
-    turn: Span = (0.0, 0.0)  # degrees of the arc
+    turn: Span = (0.0, 0.0)  # degrees on the arc from one lobe to the next
     neck: Span = (1.0, 1.0)  # radius of a neck, as a share of `thick`
     chromatin: Span = (0.75, 0.95)  # violet of the nucleus
     grain: Span = (1.3, 1.7)  # of its texture, pixels
-    clear: Span = (0.3, 0.5)  # how light the gaps in it are
+    clear: Span = (0.4, 0.6)  # how light the gaps in it are
     rim: float = 0.15  # darker line along the cell's edge
 
 
-GREEDY = Dots(4.5, 1.5, (0.6, 0.95), (0.10, 0.0, 0.95))
-LILAC = ((0.10, 0.10, 0.08), (0.14, 0.30, 0.04))
-PINK = ((0.03, 0.0, 0.09), (0.09, 0.05, 0.13))
-PRIMARY = Dots(4.5, 1.1, (0.5, 0.85), (0.65, 0.0, 0.15))  # purple granules of the young forms
-DUST = Dots(4.0, 0.9, (0.1, 0.5), (0.28, 0.0, 0.14))
+# fmt: off
 HOLES = Dots(11.0, 2.4, (0.0, 0.25), (0.03, 0.06, 0.0))
+DUST = Dots(4.0, 0.9, (0.1, 0.5), (0.28, 0.0, 0.14))
+FINE = Dots(4.5, 1.1, (0.2, 0.5), (0.65, 0.0, 0.15), over=0.3)
+BRIGHT = Dots(4.5, 1.5, (0.6, 0.95), (0.10, 0.0, 0.95))
+COARSE = Dots(6.5, 2.1, (0.55, 0.95), (1.0, 0.05, 0.0), over=1.0)
 
+BASOPHIL = Form(
+    (54, 68), (30, 1, 4), ((0.06, 0.0, 0.06), (0.18, 0.08, 0.04)), (COARSE,), (2, 3), thick=(0.4, 0.5),
+    bend=(0.3, 0.4), turn=(70, 110), chromatin=(0.6, 0.9), clear=(0.2, 0.5), rim=0.05)
+EOSINOPHIL = Form(
+    (57, 70), (34, 1, 3), ((0.04, 0.0, 0.62), (0.12, 0.05, 0.72)), (BRIGHT,), (2, 2, 2, 3), thick=(0.3, 0.38),
+    bend=(0.42, 0.5), turn=(100, 145), neck=(0.15, 0.5), chromatin=(0.8, 0.98), grain=(1.5, 2.0), rim=0.3)
+BASOPHILIC_ERYTHROBLAST = Form(
+    (44, 56), (40, 1, 2), ((0.06, 0.6, 0.0), (0.15, 0.95, 0.0)), (), (1,), thick=(0.58, 0.68),
+    chromatin=(0.98, 1.08), grain=(1.5, 2.0), clear=(0.45, 0.7), rim=0.2)
+LATE_ERYTHROBLAST = Form(
+    (36, 46), (40, 1, 2), ((0.04, 0.22, 0.14), (0.10, 0.50, 0.0)), (), (1,), thick=(0.48, 0.6),
+    chromatin=(1.0, 1.12), clear=(0.05, 0.35))
 MYELOCYTE = Form(
-    (60, 74), (34, 1, 4), LILAC, (replace(PRIMARY, share=(0.2, 0.5), over=0.3),), (2,),
-    thick=(0.48, 0.58), bend=(0.15, 0.25), turn=(60, 120), chromatin=(0.86, 0.98), clear=(0.4, 0.6),
-)  # fmt: skip
+    (60, 74), (34, 1, 4), ((0.10, 0.10, 0.08), (0.14, 0.30, 0.04)), (FINE,), (2,), thick=(0.48, 0.58),
+    bend=(0.15, 0.25), turn=(60, 120), chromatin=(0.86, 0.98))
+PROMYELOCYTE = replace(
+    MYELOCYTE, radius=(66, 80), dots=(Dots(4.5, 1.1, (0.5, 0.85), (1.0, 0.0, 0.2), over=0.8),), thick=(0.52, 0.62))
+METAMYELOCYTE = replace(
+    MYELOCYTE, radius=(58, 70), dots=(replace(FINE, share=(0.1, 0.35), over=0.0),), lobes=(3,), thick=(0.34, 0.4),
+    bend=(0.38, 0.46), turn=(65, 85))
+LYMPHOCYTE = Form(
+    (40, 54), (24, 1, 3), ((0.06, 0.35, 0.0), (0.15, 0.85, 0.0)), (), (2,), thick=(0.6, 0.74),
+    bend=(0.08, 0.14), turn=(60, 140), chromatin=(0.92, 1.05), clear=(0.25, 0.5), rim=0.2)
 MONOCYTE = Form(
-    (68, 86), (26, 1, 6), ((0.03, 0.28, 0.05), (0.12, 0.50, 0.0)), (replace(DUST, share=(0.05, 0.3)), HOLES), (3, 4),
-    thick=(0.32, 0.4), bend=(0.3, 0.4), turn=(150, 220), neck=(0.8, 1.0), chromatin=(0.8, 0.94), clear=(0.4, 0.6),
-)  # fmt: skip
+    (68, 86), (26, 1, 6), ((0.0, 0.30, 0.05), (0.10, 0.50, 0.02)), (replace(DUST, share=(0.05, 0.3)), HOLES), (3, 4),
+    thick=(0.32, 0.4), bend=(0.3, 0.4), turn=(65, 85), neck=(0.8, 1.0), chromatin=(0.8, 0.94))
+BULKY_MONOCYTE = replace(MONOCYTE, lobes=(3,), thick=(0.42, 0.5), bend=(0.2, 0.3), turn=(70, 110))
+FOAMY_MONOCYTE = replace(MONOCYTE, waves=(22, 3, 8), dots=(MONOCYTE.dots[0], replace(HOLES, share=(0.3, 0.7))))
 SEGMENTED = Form(
-    (56, 70), (34, 1, 3), PINK, (DUST,), (3, 3, 4, 4, 5), thick=(0.2, 0.27), bend=(0.4, 0.5), turn=(200, 300),
-    neck=(0.12, 0.3), chromatin=(0.92, 1.04), grain=(1.5, 2.0), clear=(0.3, 0.5), rim=0.08,
-)  # fmt: skip
+    (56, 70), (34, 1, 3), ((0.03, 0.0, 0.09), (0.09, 0.05, 0.13)), (DUST,), (3, 3, 4, 4, 5), thick=(0.22, 0.28),
+    bend=(0.4, 0.5), turn=(58, 82), neck=(0.12, 0.3), chromatin=(0.92, 1.04), grain=(1.5, 2.0), rim=0.08)
+BAND = replace(SEGMENTED, lobes=(6,), thick=(0.17, 0.23), bend=(0.44, 0.54), turn=(30, 48), neck=(0.75, 1.0))
+PLATELET = Form(
+    (18, 29), (11, 1, 3), ((0.08, 0.08, 0.02), (0.25, 0.22, 0.02)),
+    (Dots(4.0, 1.2, (0.5, 0.9), (0.8, 0.0, 0.1)),), rim=0.05)
+# fmt: on
 
-FORMS: dict[str, tuple[Form, ...]] = {
-    "basophil": (
-        Form(
-            (54, 68), (30, 1, 4), ((0.06, 0.0, 0.06), (0.18, 0.08, 0.04)),
-            (Dots(6.5, 2.1, (0.5, 0.9), (1.0, 0.05, 0.0), over=0.85),), (2, 3), thick=(0.4, 0.5),
-            bend=(0.3, 0.4), turn=(110, 180), chromatin=(0.65, 0.85), clear=(0.2, 0.4), rim=0.05,
-        ),
-    ),
-    "eosinophil": (
-        Form(
-            (57, 70), (34, 1, 3), ((0.04, 0.0, 0.55), (0.1, 0.05, 0.65)), (GREEDY,), (2, 2, 2, 3), thick=(0.3, 0.38),
-            bend=(0.42, 0.5), turn=(110, 180), neck=(0.15, 0.5), grain=(1.5, 2.0), rim=0.3,
-        ),
-    ),
-    "erythroblast": (
-        Form(
-            (36, 46), (26, 1, 3), ((0.04, 0.22, 0.14), (0.10, 0.50, 0.0)), (), (1,), thick=(0.48, 0.6),
-            chromatin=(1.0, 1.12), clear=(0.05, 0.35),
-        ),
-        Form(
-            (44, 56), (26, 1, 3), ((0.06, 0.6, 0.0), (0.15, 0.95, 0.0)), (), (1,), thick=(0.58, 0.68),
-            chromatin=(0.98, 1.08), grain=(1.5, 2.0), clear=(0.45, 0.7), rim=0.2,
-        ),
-    ),
+FORMS: dict[str, tuple[Form, ...]] = {  # by the finer types of cells.py
+    "basophil": (BASOPHIL,),
+    "eosinophil": (EOSINOPHIL,),
+    "erythroblast": (BASOPHILIC_ERYTHROBLAST, LATE_ERYTHROBLAST),
+    "promyelocyte": (PROMYELOCYTE,),
     "myelocyte": (MYELOCYTE,),
-    "promyelocyte": (
-        replace(MYELOCYTE, radius=(66, 80), dots=(replace(PRIMARY, over=0.75),), thick=(0.54, 0.64)),
-    ),
-    "metamyelocyte": (
-        replace(
-            MYELOCYTE, radius=(58, 70), dots=(replace(PRIMARY, share=(0.1, 0.35)),), lobes=(3,), thick=(0.34, 0.4),
-            bend=(0.38, 0.46), turn=(130, 175),
-        ),
-    ),
-    "lymphocyte": (
-        Form(
-            (40, 54), (24, 1, 3), ((0.06, 0.35, 0.0), (0.15, 0.85, 0.0)), (), (2,), thick=(0.62, 0.74),
-            bend=(0.08, 0.14), turn=(60, 140), chromatin=(0.92, 1.05), clear=(0.25, 0.5), rim=0.2,
-        ),
-    ),
-    "monocyte": (
-        MONOCYTE,
-        replace(MONOCYTE, lobes=(3,), thick=(0.42, 0.5), bend=(0.2, 0.3), turn=(140, 220)),
-        replace(
-            MONOCYTE, waves=(20, 5, 10), dots=(replace(DUST, share=(0.05, 0.3)), replace(HOLES, share=(0.3, 0.7)))
-        ),
-    ),
+    "metamyelocyte": (METAMYELOCYTE,),
+    "immature granulocyte": (PROMYELOCYTE, MYELOCYTE, METAMYELOCYTE),
+    "lymphocyte": (LYMPHOCYTE,),
+    "monocyte": (MONOCYTE, BULKY_MONOCYTE, FOAMY_MONOCYTE),
     "segmented neutrophil": (SEGMENTED,),
-    "band neutrophil": (
-        replace(SEGMENTED, lobes=(6,), thick=(0.17, 0.23), bend=(0.44, 0.54), turn=(150, 250), neck=(0.75, 1.0)),
-    ),
-    "platelet": (
-        Form(
-            (18, 29), (11, 1, 3), ((0.08, 0.08, 0.02), (0.25, 0.22, 0.02)),
-            (Dots(4.0, 1.2, (0.5, 0.9), (0.8, 0.0, 0.1)),), rim=0.05,
-        ),
-    ),
-}  # fmt: skip
-FORMS["immature granulocyte"] = FORMS["myelocyte"] + FORMS["promyelocyte"] + FORMS["metamyelocyte"]
-FORMS["neutrophil"] = FORMS["segmented neutrophil"] + FORMS["band neutrophil"]
+    "band neutrophil": (BAND,),
+    "neutrophil": (SEGMENTED, BAND),
+    "platelet": (PLATELET,),
+}
 
 
 def draw(cell_type: str | CellType, rng: np.random.Generator, prefix: str | None = None) -> Image.Image:
-    """One picture, RGB, 360 wide and 363 high, with a cell of `cell_type` (a name or a row of CELL_TYPES) at its centre.
+    """One picture, RGB, 360 wide and 363 high, a cell of `cell_type` (a name or a row of CELL_TYPES) near its centre.
 
     `prefix` asks for the finer type that a file prefix names (BNE: a band neutrophil); without it one of the class's
-    is drawn. The generator's state decides the picture, bit for bit. Raises BloodcellError for an unknown type or
-    prefix.
+    is drawn by lot. On one machine the generator's state decides the picture, bit for bit. Raises BloodcellError for an
+    unknown type or prefix.
     """
-    cell = _known(cell_type)
-    if prefix is None:
-        prefix = str(rng.choice(list(cell.prefixes)))
-    if prefix not in cell.prefixes:
-        raise BloodcellError(f"Unknown prefix '{prefix}' of {cell.name}: choose one of {', '.join(cell.prefixes)}.")
-    forms = FORMS[cell.prefixes[prefix]]
-
-    dyes = np.array([VIOLET, BLUE, EOSIN, HAEMOGLOBIN], np.float32) * _pick(rng, (0.88, 1.12))
-    dyes *= 1 + 0.05 * rng.standard_normal((4, 3), dtype=np.float32)
-    centre = np.array([HEIGHT, WIDTH]) / 2 + rng.normal(0, 5, 2)
-    amounts, cover, radius = _paint(forms[rng.integers(len(forms))], rng)
-    red = _red_cells(centre, radius, rng)
-    painted = [(amounts, _cover(red, cover, centre))]
-    for _ in range(rng.choice(3, p=(0.6, 0.3, 0.1))):  # stray platelets
-        angle, far = rng.uniform(0, 2 * np.pi), radius + rng.uniform(25, 140)
-        amounts, cover, _ = _paint(FORMS["platelet"][0], rng, scale=_pick(rng, (0.4, 0.8)))
-        painted.append((amounts, _cover(red, cover, centre + far * np.array([np.sin(angle), np.cos(angle)]))))
-
-    picture = _light(rng)
-    for c in range(3):
-        picture[c] *= np.exp(-dyes[3, c] * red)
-        for amounts, (there, here) in painted:
-            a = amounts[(slice(None), *here)]
-            picture[c][there] *= np.exp(-(dyes[0, c] * a[0] + dyes[1, c] * a[1] + dyes[2, c] * a[2]))
-    return _expose(picture, rng)
-
-
-def _known(cell_type: str | CellType) -> CellType:
     name = cell_type.name if isinstance(cell_type, CellType) else cell_type
     if name not in NAMES:
         raise BloodcellError(f"Unknown cell type '{name}': choose one of {', '.join(NAMES)}.")
-    return CELL_TYPES[NAMES.index(name)]
+    finer = CELL_TYPES[NAMES.index(name)].prefixes
+    prefix = str(rng.choice(list(finer))) if prefix is None else prefix
+    if prefix not in finer:
+        raise BloodcellError(f"Unknown file prefix '{prefix}' of class {name}: choose one of {', '.join(finer)}.")
+    forms = FORMS[finer[prefix]]
+
+    amounts, cover, radius = _paint(forms[rng.integers(len(forms))], rng)
+    centre = np.array([HEIGHT, WIDTH]) / 2 + rng.normal(0, 5, 2)
+    red = _red_cells(centre, radius, rng)
+    painted = [_place(amounts, cover, centre, red)]
+    for _ in range(rng.choice(3, p=(0.65, 0.28, 0.07))):  # stray platelets
+        angle, far = rng.uniform(0, 2 * np.pi), radius + rng.uniform(25, 140)
+        amounts, cover, _ = _paint(PLATELET, rng, scale=_pick(rng, (0.35, 0.7)))
+        painted.append(_place(amounts, cover, centre + far * np.array([np.sin(angle), np.cos(angle)]), red))
+
+    dyes = np.array([VIOLET, BLUE, EOSIN, HAEMOGLOBIN], np.float32) * _pick(rng, (0.88, 1.12))
+    dyes *= 1 + 0.05 * rng.standard_normal((4, 3), dtype=np.float32)
+    rows, columns = _light(rng)
+    blur, sharpness, noise = rng.uniform(0.8, 1.6), rng.uniform(0, 1.7), rng.uniform(0.2, 1)
+    planes = []
+    for c in range(3):
+        plane = np.exp(-dyes[3, c] * red)
+        for (violet, blue, eosin), where in painted:
+            plane[where] *= np.exp(-(dyes[0, c] * violet + dyes[1, c] * blue + dyes[2, c] * eosin))
+        plane *= rows[c][:, None] + columns[c]
+        planes.append(Image.fromarray(_exposed(plane, blur, sharpness, noise, rng)))
+    return Image.merge("RGB", planes)
+
+
+def write(folder: Path, per_class: int, test: int, seed: int = 0, workers: int | None = None) -> Path:
+    """Draws a folder in the course's layout, whole or not at all, and returns it: JPEG files and class_map.json.
+
+    `train/<class>/<PREFIX>_<6 digits>.jpg`, `per_class` of each class with its prefixes in turn, and
+    `test/img_<i>.jpg`, `test` pictures of types drawn by lot. On one machine the bytes depend on `seed` alone,
+    not on `workers` (processes; by default one a core). A folder that holds these very pictures is left as it is; what
+    it holds is written in its `synthetic.json`. Raises BloodcellError if it holds anything else, or for a count out of
+    range.
+    """
+    folder = Path(folder)
+    if per_class < 1 or test < 0 or seed < 0 or (workers is not None and workers < 1):
+        raise BloodcellError(
+            f"Cannot draw {per_class} cells a class and {test} test cells with seed {seed} and {workers} workers: "
+            "give at least 1 a class, 1 worker, and no negative number."
+        )
+    recipe = {"per_class": per_class, "test": test, "seed": seed, "drawing": VERSION}
+    jobs = list(_jobs(per_class, test, seed))
+    if _holds(folder, recipe, jobs):
+        return folder
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with write_folder_whole(folder) as temporary:
+            for name in ("test", *(f"train/{name}" for name in NAMES)):
+                (temporary / name).mkdir(parents=True)
+            _save_all(temporary, jobs, workers)
+            (temporary / "class_map.json").write_text(json.dumps(CLASS_MAP))
+            (temporary / MARKER).write_text(json.dumps(recipe) + "\n")
+    except BloodcellError:
+        if not _holds(folder, recipe, jobs):  # else another run drew the same meanwhile
+            raise
+    return folder
+
+
+def _jobs(per_class: int, test: int, seed: int) -> Iterator[Job]:
+    for cell in CELL_TYPES:
+        prefixes = tuple(cell.prefixes)
+        for i in range(per_class):
+            prefix = prefixes[i % len(prefixes)]
+            yield f"train/{cell.name}/{prefix}_{i + 1:06d}.jpg", cell.name, prefix, (seed, 0, cell.id, i)
+    for i, k in enumerate(np.random.default_rng((seed, 1)).integers(len(NAMES), size=test)):
+        yield f"test/img_{i}.jpg", NAMES[k], None, (seed, 2, i)
+
+
+def _holds(folder: Path, recipe: dict[str, int], jobs: list[Job]) -> bool:
+    """Whether `folder` holds just this. Raises BloodcellError if it holds something else; False if it is not there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        same = json.loads((folder / MARKER).read_text()) == recipe
+    except (OSError, ValueError):
+        same = False
+    if same and {path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")} == {job[0] for job in jobs}:
+        return True
+    raise BloodcellError(f"{folder} holds something else than these drawn cells: remove it or name another folder.")
+
+
+def _save_all(folder: Path, jobs: list[Job], workers: int) -> None:
+    if workers == 1 or len(jobs) <= SMALL_JOB:
+        _save(folder, jobs)
+        return
+    parts = [jobs[i : i + 25] for i in range(0, len(jobs), 25)]
+    # Spawned, not forked: the caller may hold torch's threads.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(min(workers, len(parts)), mp_context=context) as pool:
+            list(pool.map(partial(_save, folder), parts))
+    except BrokenProcessPool as error:
+        raise BloodcellError(
+            "A process that drew cells died: free some memory, put a script's own code under "
+            "`if __name__ == '__main__'`, or draw with workers=1."
+        ) from error
+
+
+def _save(folder: Path, jobs: list[Job]) -> None:
+    # glibc then keeps memory of this size for the next array; fresh pages cost a third of the time.
+    np.empty(24 << 20, np.uint8)
+    for file, name, prefix, seed in jobs:
+        draw(name, np.random.default_rng(seed), prefix).save(folder / file, quality=QUALITY)
 
 
 def _pick(rng: np.random.Generator, span: Span) -> np.float32:
@@ -222,20 +282,22 @@ def _paint(form: Form, rng: np.random.Generator, scale: float = 1.0) -> tuple[np
     # Distances are smooth: they are computed at half the resolution.
     half = int(radius * 1.15 + form.waves[2]) + 4
     grid = np.arange(half, dtype=np.float32) * 2 - (half - 1)
-    x, y = _turned(grid, rng)
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    x, y = cos * grid[None] + sin * grid[:, None], cos * grid[:, None] - sin * grid[None]
     knots = max(4, round(2 * half / form.waves[0]))
     height = _pick(rng, form.waves[1:])
     dx, dy = (_enlarge(rng.standard_normal((knots, knots), dtype=np.float32), half) for _ in range(2))
     stretch = _pick(rng, (0.93, 1.08))
     body = np.hypot((x + height * dx) * stretch, (y + height * dy) / stretch) - radius
-    gentle = min(height, np.float32(3))
+    gentle = min(height * np.float32(0.7), np.float32(2.5))
     nucleus = _nucleus(form, radius, x + gentle * dy, y + gentle * dx, rng)
     body = _enlarge(body, 2 * half)
-    mix, tone = rng.random(), _grain(rng, 2 * half, 2.2)
-    body += 0.7 * tone  # a slightly frayed edge
+    mix, tone = rng.random(), _enlarge(_grain(rng, half, 1.1), 2 * half)
+    body = body + 0.4 * tone  # a slightly frayed edge
     cover = _inside(body)
     cytoplasm = np.array(form.cytoplasm[0]) * (1 - mix) + np.array(form.cytoplasm[1]) * mix
-    amounts = cytoplasm.astype(np.float32)[:, None, None] * (1 + 0.16 * tone)
+    amounts = cytoplasm.astype(np.float32)[:, None, None] * (1 + 0.13 * tone)
     amounts[0] += form.rim * np.exp(-((body + 2) ** 2) / 6)
     if nucleus is None:
         core = np.zeros_like(body)
@@ -255,13 +317,6 @@ def _paint(form: Form, rng: np.random.Generator, scale: float = 1.0) -> tuple[np
     return amounts * cover, cover, radius
 
 
-def _turned(grid: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x, y (n, n) of a square grid, turned by a random angle."""
-    angle = rng.uniform(0, 2 * np.pi)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return cos * grid[None] + sin * grid[:, None], cos * grid[:, None] - sin * grid[None]
-
-
 def _nucleus(form: Form, radius: float, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """Distance to the nucleus at each point, float32 (n, n); None for a cell without one."""
     lobes = int(rng.choice(form.lobes))
@@ -269,7 +324,7 @@ def _nucleus(form: Form, radius: float, x: np.ndarray, y: np.ndarray, rng: np.ra
         return None
     thick = _pick(rng, form.thick) * radius
     neck = thick * _pick(rng, form.neck)
-    angle = np.linspace(-0.5, 0.5, lobes) * np.radians(_pick(rng, form.turn))
+    angle = (np.arange(lobes) - lobes / 2) * np.radians(_pick(rng, form.turn))
     centres = np.stack([np.cos(angle), np.sin(angle)], 1) * _pick(rng, form.bend) * radius
     centres += rng.normal(0, 0.12, (lobes, 2)) * thick * (lobes > 1)
     sizes = thick * rng.uniform(0.88, 1.1, lobes)
@@ -277,7 +332,7 @@ def _nucleus(form: Form, radius: float, x: np.ndarray, y: np.ndarray, rng: np.ra
     centres += -centres.mean(0) + rng.uniform(-0.7, 0.7, 2) * max(0, 0.97 * radius - reach)
     distance = None
     for i in range(lobes):
-        along = rng.normal(0, 0.2, 2) * sizes[i]  # a lobe is a little longer than wide
+        along = rng.normal(0, 0.2 if lobes > 1 else 0.06, 2) * sizes[i]  # a lobe is a little longer than wide
         parts = [(centres[i] - along, centres[i] + along, sizes[i])]
         if i:
             parts.append((centres[i - 1], centres[i], neck))
@@ -308,16 +363,16 @@ def _dots(dots: Dots, pixels: int, rng: np.random.Generator) -> np.ndarray:
     at = (np.indices((places, places)).reshape(2, -1) + rng.uniform(0, 1, (2, places * places))) * dots.spacing
     at = at[:, rng.random(places * places) < _pick(rng, dots.share)].astype(int)
     bumps = np.zeros((pixels, pixels), np.float32)
-    bumps[at[0], at[1]] = rng.uniform(0.6, 1.6, at.shape[1])
+    bumps[at[0], at[1]] = rng.uniform(0.5, 1.6, at.shape[1])
     height = gaussian_filter(bumps, dots.size, truncate=2.5) * np.float32(2 * np.pi * dots.size**2)
     t = np.clip((height - 0.25) / 0.4, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _red_cells(centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Haemoglobin, float32 (363, 360), of 10 to 20 red cells: discs with a pale middle, away from the cell at `centre`."""
+    """Haemoglobin, float32 (363, 360), of 10 to 20 red cells, away from the cell at `centre`."""
     layer = np.zeros((HEIGHT, WIDTH), np.float32)
-    size, pallor = rng.uniform(32, 38), rng.uniform(0.1, 0.75)
+    size, pallor = rng.uniform(32, 38), rng.uniform(0.15, 0.8)
     apart = size * rng.uniform(0.7, 2.3)  # how far they keep from one another: heaps or a thin film
     spots = np.empty((0, 2))
     for _ in range(rng.integers(10, 21)):
@@ -343,43 +398,49 @@ def _red_cell(layer: np.ndarray, cy: float, cx: float, size: float, pallor: floa
     uu, vv = u * u, v * v
     q = uu + vv + dent * u * (uu - 3 * vv)  # 1 at the edge; the last term pulls three corners
     thickness = 0.85 + 0.2 * q * q - np.float32(pallor) * np.exp(np.float32(-5) * q * q)
-    new = _inside((q - 1) * np.float32(size / 2), 1.5) * thickness * np.float32(rng.uniform(0.85, 1.1))
+    new = _inside((q - 1) * np.float32(size / 2), 1.3) * thickness * np.float32(rng.uniform(0.85, 1.1))
     old = layer[y0:y1, x0:x1]
-    old += new - 0.6 * np.minimum(old, new)  # where two overlap it is darker, by less than the sum
+    old += new - 0.7 * np.minimum(old, new)  # where two overlap it is darker, by less than the sum
 
 
-def _cover(red: np.ndarray, cover: np.ndarray, centre: np.ndarray) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Hides `red` under a cell at `centre` (row, column), and says which part of the picture is which of the window."""
+def _place(
+    amounts: np.ndarray, cover: np.ndarray, centre: np.ndarray, red: np.ndarray
+) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """Hides `red` under a cell at `centre` (row, column); its amounts inside the picture, and where they belong."""
     there, here = [], []
     for size, middle, n in zip(red.shape, centre, cover.shape):
         first = round(middle - n / 2)
-        low, high = min(max(0, first), size), max(0, min(size, first + n))
+        low, high = np.clip((first, first + n), 0, size)
         there.append(slice(low, high))
-        here.append(slice(low - first, max(low, high) - first))
+        here.append(slice(low - first, high - first))
     red[tuple(there)] *= 1 - cover[tuple(here)]
-    return tuple(there), tuple(here)
+    return amounts[(slice(None), *here)], tuple(there)
 
 
-def _light(rng: np.random.Generator) -> np.ndarray:
-    """Light of an empty field, float32 (3, 363, 360), 0 to 255: peach, now and then bluish grey, a little uneven."""
-    grey = rng.uniform(0.6, 1) if rng.random() < 0.12 else rng.uniform(0, 0.15)
-    colour = (np.array(PEACH) * (1 - grey) + np.array(GREY) * grey) * rng.uniform(0.97, 1.02)
-    y, x = np.linspace(-1, 1, HEIGHT), np.linspace(-1, 1, WIDTH)
-    slope = rng.normal(0, 0.012, (2, 1, 1)) + rng.normal(0, 0.004, (2, 3, 1))
-    bow = rng.uniform(-0.03, 0, (2, 1, 1))
-    rows, columns = (colour[:, None] * (0.5 + slope[i] * t + bow[i] * t * t) for i, t in enumerate((y, x)))
-    return rows.astype(np.float32)[:, :, None] + columns.astype(np.float32)[:, None]
+def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Light of an empty field, 0 to 255, as the sum of rows float32 (3, 363) and columns (3, 360).
+
+    Peach, now and then bluish grey, and a little uneven.
+    """
+    grey = rng.uniform(0.6, 1) if rng.random() < 0.1 else rng.uniform(0, 0.15)
+    colour = (np.array(PEACH) * (1 - grey) + np.array(GREY) * grey)[:, None] * rng.uniform(0.97, 1.02)
+    sides = []
+    for pixels in (HEIGHT, WIDTH):
+        t = np.linspace(-1, 1, pixels)
+        slope = rng.normal(0, 0.012) + rng.normal(0, 0.004, (3, 1))
+        sides.append((colour * (0.5 + slope * t - rng.uniform(0, 0.03) * t * t)).astype(np.float32))
+    return sides[0], sides[1]
 
 
-def _expose(picture: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Focus, sensor noise and 8 bits for float32 (3, 363, 360); most pictures are sharpened a little, as cameras do."""
-    focus = rng.uniform(-1, 1)
-    if focus < 0.2:
-        blurred = gaussian_filter(picture, (0, 1, 1), truncate=2)
-        picture = picture + np.float32(0.6 * (0.2 - focus)) * (picture - blurred)
-    else:
-        sigma = 0.3 + focus
-        picture = gaussian_filter(picture, (0, sigma, sigma), truncate=2)
-    picture += rng.integers(-3, 4, picture.shape, np.int8) * _pick(rng, (0.2, 1.0))
-    levels = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-    return Image.merge("RGB", [Image.fromarray(plane) for plane in levels])
+def _exposed(plane: np.ndarray, blur: float, sharpness: float, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """One colour of the picture through lens and sensor: float32 (363, 360) -> uint8.
+
+    `blur` is in pixels; a sharpness of 0 leaves it, 1 undoes it, and above 1 edges are raised, as cameras do.
+    """
+    seen = gaussian_filter(plane, blur, truncate=2)
+    plane -= seen
+    plane *= np.float32(sharpness)
+    seen += plane
+    seen += rng.integers(-3, 4, seen.shape, np.int8) * np.float32(noise)
+    seen += np.float32(0.5)
+    return np.clip(seen, 0, 255, out=seen).astype(np.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from bloodcell_lib import models, paths
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.machine import describe_machine, peak_memory
+from bloodcell_lib.machine import describe_machine, peak_memory, reset_peak_memory
 from bloodcell_lib.models import ModelConfig
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,6 +72,9 @@ class TrainConfig:
         for name in ("label_smoothing", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give at least 0 and less than 1.")
+        for name in ("final_rate", "warmup", "weight_decay", "clip", "seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise BloodcellError(f"{name} is {getattr(self, name)}: give 0 or more.")
 
 
 def _constant(done: float) -> float:
@@ -130,7 +134,11 @@ class Trainer:
     ) -> None:
         train.check()
         self.model_config, self.config, self.augment_config = model, train, augment
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+            raise BloodcellError(f"No device '{device}' here: choose cpu, or cuda where there is a GPU.") from error
         self.checkpoint, self.resume = checkpoint, resume
         self.progress, self.label = progress, label
 
@@ -143,6 +151,8 @@ class Trainer:
             raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
         start = time.perf_counter()
         self.fingerprint = images.fingerprint
+        if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
         self._build(images)
         self.history: list[dict[str, float]] = []
@@ -152,8 +162,7 @@ class Trainer:
         train = self._place(images)
         held_out = None if validation is None else self._place(validation)
         probabilities = None
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        reset_peak_memory(self.device)
         bar = tqdm(
             total=self.config.epochs * len(images),
             initial=len(self.history) * len(images),
@@ -172,6 +181,7 @@ class Trainer:
                     row |= {"validation_loss": loss, "validation_accuracy": accuracy}
                 else:
                     row |= {"validation_loss": None, "validation_accuracy": None}
+                self._check_finite(row)
                 row["seconds"] = time.perf_counter() - began
                 self.history.append(row)
                 if self.checkpoint is not None:
@@ -249,12 +259,6 @@ class Trainer:
             total += torch.stack([loss.detach().float() * len(y), (logits.argmax(1) == y).sum()])
             bar.update(len(y))
         loss_sum, hits = total.tolist()
-        if not math.isfinite(loss_sum):
-            kept = f"; the last good epoch is in {self.checkpoint}" if self.checkpoint and self.history else ""
-            raise BloodcellError(
-                f"The loss of {self.label} is no longer a finite number in epoch {len(self.history) + 1}{kept}: "
-                f"lower the learning rate (it is {c.learning_rate:g})."
-            )
         seconds = time.perf_counter() - began
         return {
             "train_loss": loss_sum / n,
@@ -262,6 +266,18 @@ class Trainer:
             "learning_rate": rate,
             "images_per_second": n / seconds,
         }
+
+    def _check_finite(self, row: dict[str, float]) -> None:
+        """Raises BloodcellError before a broken network is kept; its last step shows in no loss, so weights count."""
+        losses = (row["train_loss"], row["validation_loss"] or 0.0)
+        weights = [value.isfinite().all() for value in self.model.state_dict().values()]
+        if all(map(math.isfinite, losses)) and torch.stack(weights).all():
+            return
+        kept = f"; the last good epoch is in {self.checkpoint}" if self.checkpoint and self.history else ""
+        raise BloodcellError(
+            f"A loss or a weight of {self.label} is no longer a finite number in epoch {row['epoch']}{kept}: "
+            f"lower the learning rate (it is {self.config.learning_rate:g})."
+        )
 
     @torch.no_grad()
     def measure(self, images: Tensor, labels: Tensor, batch_size: int = 128) -> tuple[float, float, Tensor]:
@@ -279,7 +295,9 @@ class Trainer:
     def _identity(self) -> str:
         """What a checkpoint must share with the run that takes it up."""
         parts = (self.model_config, self.config, self.augment_config)
-        return json.dumps([asdict(part) for part in parts] + [{"device": self.device.type, "images": self.fingerprint}])
+        # The mean tells other crops and sizes of the same files apart.
+        seen = {"images": self.fingerprint, "mean colour": self.model.standardise.mean.tolist()}
+        return json.dumps([asdict(part) for part in parts] + [{"device": self.device.type, **seen}])
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -295,37 +313,34 @@ class Trainer:
         random = {"own": self.generator.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
+        whole = {"identity": self._identity(), "history": self.history, "seconds": seconds, "state": state}
         with paths.write_whole(self.checkpoint) as temporary:
-            torch.save(
-                {
-                    "identity": self._identity(),
-                    "history": self.history,
-                    "seconds": seconds,
-                    "state": state,
-                    "random": random,
-                },
-                temporary,
-            )
+            try:
+                torch.save({**whole, "random": random}, temporary)
+            except RuntimeError as error:  # how torch's writer tells it
+                raise OSError("the disk may be full") from error
 
     def _restore(self) -> None:
         assert self.checkpoint is not None
         try:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            identity = saved["identity"]
-        except Exception as error:  # torch.load raises many kinds for a damaged file
+            if saved["identity"] != self._identity():
+                raise BloodcellError(
+                    f"{self.checkpoint} belongs to another configuration "
+                    f"({difference(saved['identity'], self._identity())}): "
+                    "train with that one, or start afresh with --no-resume."
+                )
+            for name, part in self._state().items():
+                part.load_state_dict(saved["state"][name])
+            self.history, self.seconds_before = saved["history"], saved["seconds"]
+            self.generator.set_state(saved["random"]["own"])
+            torch.set_rng_state(saved["random"]["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
+        except BloodcellError:
+            raise
+        except Exception as error:  # torch raises many kinds for a damaged file or one of other networks
             raise BloodcellError(f"{self.checkpoint} is not a whole checkpoint: remove it and start again.") from error
-        if identity != self._identity():
-            raise BloodcellError(
-                f"{self.checkpoint} belongs to another configuration ({difference(identity, self._identity())}): "
-                "train with that one, or start afresh with --no-resume."
-            )
-        for name, part in self._state().items():
-            part.load_state_dict(saved["state"][name])
-        self.history, self.seconds_before = saved["history"], saved["seconds"]
-        self.generator.set_state(saved["random"]["own"])
-        torch.set_rng_state(saved["random"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
 
 
 def difference(before: str, now: str) -> str:

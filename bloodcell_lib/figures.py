@@ -1,0 +1,289 @@
+"""Figures at the report's column width: one style, one way to save, one function a figure, data in and Figure out."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from bloodcell_lib import evaluate, paths
+from bloodcell_lib.cells import COLOURS, TITLES
+from bloodcell_lib.compare import study_table
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.diagram import draw_network
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.gallery import class_distribution, manifest_cells, sample_sheet, synthetic_cells
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.records import Record
+from bloodcell_lib.reference import CLAIMS
+from bloodcell_lib.style import FOOT, GREY, INK, WIDTH, canvas, save, styled
+from bloodcell_lib.style import style as style  # offered here too: the one context for a figure of one's own
+
+# Okabe and Ito's colours and one of Tol's, told apart by colour-blind readers; one colour a group everywhere.
+GROUP_COLOURS = {
+    "main": INK,
+    "baseline": "#E69F00",
+    "attention": "#0072B2",
+    "regularisation": "#009E73",
+    "schedule": "#D55E00",
+    "augmentation": "#AA3377",
+    "extra": GREY,
+    "cv": GREY,
+}
+TRAIN, VALIDATION = "#D55E00", "#0072B2"
+CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
+
+
+@styled
+def architecture(config: ModelConfig, pixels: int) -> Figure:
+    """The MBConv network of `config` at `pixels` x `pixels`, and one of its blocks, drawn from the model itself."""
+    figure = Figure((WIDTH, 3.55 + FOOT))
+    draw_network(figure, config, pixels, FOOT)
+    return figure
+
+
+@styled
+def training_curves(records: Sequence[Record]) -> Figure:
+    """Loss and accuracy by epoch of one experiment (main, if it is there): mean over seeds, band from low to high."""
+    group = _one(records)
+    title = group[0].info["title"]
+    band = "; band: lowest to highest seed" if len(group) > 1 else ""
+    figure, (axes,) = canvas(2.2, f"{title}, {_note(group)}{band}", ncols=2)
+    epochs = min(len(record.info["history"]) for record in group)
+    x = np.arange(1, epochs + 1)
+    for ax, what, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
+        for part, colour, dash in (("train", TRAIN, (4, 1.5)), ("validation", VALIDATION, (1, 0))):
+            rows = [[row[f"{part}_{what}"] for row in record.info["history"][:epochs]] for record in group]
+            y = scale * np.array([row for row in rows if None not in row], dtype=float)
+            if not len(y):
+                continue
+            look = {"color": colour, "dashes": dash, "marker": "o" if epochs < 3 else None}
+            ax.plot(x, y.mean(0), **look, label="training" if part == "train" else part)
+            ax.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.25, linewidth=0)
+            if part == "validation" and what == "accuracy":
+                last = y.mean(0)[-1]
+                ax.annotate(f"{last:.1f} %", (epochs, last), (0, -12), textcoords="offset points", ha="right", size=8)
+        ax.set(xlabel="epoch", ylabel="accuracy (%)" if what == "accuracy" else "loss")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if epochs < 3:
+            ax.set(xlim=(0.5, epochs + 0.5), xticks=x)
+            ax.margins(y=0.3)
+    axes[0].legend(loc="upper right")
+    return figure
+
+
+@styled
+def ablations(table: pd.DataFrame) -> Figure:
+    """Difference of each ablation to the main model, with 95 % intervals; hollow: what the reference claims.
+
+    table: of `compare.study_table`. Raises BloodcellError if it compares no ablation.
+    """
+    wanted = ("attention", "regularisation", "schedule", "augmentation")
+    chosen = table[table["group"].isin(wanted) | (table.index == "as_described")]
+    chosen = chosen[chosen["difference"].notna()]
+    if chosen.empty:
+        raise BloodcellError("No ablation shares seeds and images with the main experiment: run both first.")
+    claims = {
+        claim.against: -claim.value for claim in CLAIMS if claim.kind == "difference" and claim.experiment == "main"
+    }
+    lines: list[tuple[str, pd.Series | None, str]] = []  # words, row or None for a heading, colour
+    for group in (*wanted, "extra"):
+        rows = chosen[chosen["group"] == group]
+        colour = GROUP_COLOURS[group]
+        if len(rows):
+            lines.append(("depth" if group == "extra" else group, None, colour))
+            lines += [(row["title"], row, colour) for _, row in rows.iterrows()]
+    figure, ((ax,),) = canvas(0.185 * len(lines) + 0.7, _table_note(chosen, "common_seeds"))
+    for y, (_, row, colour) in enumerate(lines):
+        if row is None:
+            continue
+        ax.plot([row["low"], row["high"]], [y, y], color=colour, solid_capstyle="butt", linewidth=1.5)
+        ax.plot(row["difference"], y, "o", color=colour)
+        if row.name in claims and row["course"]:
+            ax.plot(claims[row.name], y, **CLAIM_MARK)
+        words = f"{row['difference']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "−")
+        ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", size=8)
+    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.set(ylim=(len(lines) - 0.4, -0.6), xlabel="difference to the main model (points of validation accuracy)")
+    ax.set_yticks(range(len(lines)), [words.capitalize() if row is None else words for words, row, _ in lines])
+    for label, (_, row, colour) in zip(ax.get_yticklabels(), lines):
+        if row is None:
+            label.set(weight="bold", color=colour)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.plot([], [], "o-", color=GREY, label="measured, 95 % interval")
+    if chosen.loc[[name for name in chosen.index if name in claims], "course"].any():
+        ax.plot([], [], **CLAIM_MARK, label="the reference's claim")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    return figure
+
+
+@styled
+def model_comparison(table: pd.DataFrame) -> Figure:
+    """Accuracy with its interval against parameters; open: the reference's budget, filled: the main model's recipe.
+
+    table: of `compare.study_table`. Raises BloodcellError if it holds none of these models.
+    """
+    names = [name for name in table.index if table["group"][name] == "baseline" or name in ("main", "as_described")]
+    names += [name for name in table.index if name.endswith("_full") and name.removesuffix("_full") not in names]
+    if not names:
+        raise BloodcellError("No model to compare: run the main experiment or a baseline first.")
+    figure, ((ax,),) = canvas(2.9, _table_note(table.loc[names]))
+    claims = {claim.experiment: claim.value for claim in CLAIMS if claim.kind == "best"}
+    sizes = table.loc[names, "parameters"].astype(float)
+    for name in names:
+        small = table["group"][name] == "baseline"
+        both = [(name, small)] + ([(f"{name}_full", False)] if f"{name}_full" in table.index else [])
+        colour = GROUP_COLOURS["baseline" if name not in ("main", "as_described") else table["group"][name]]
+        points, lowest = [], 100.0
+        for key, hollow in both:
+            x = sizes[name] * (1 if len(both) == 1 else 0.96 if hollow else 1.04)  # side by side
+            y, low, high = 100 * table.loc[key, ["mean", "mean_low", "mean_high"]].astype(float)
+            ax.plot([x, x], [low, high], color=colour, linewidth=1)
+            ax.plot(x, y, "o", color=colour, markerfacecolor="w" if hollow else colour, markersize=5.5)
+            points.append((x, y))
+            lowest = np.nanmin([lowest, y, low])
+        ax.plot(*zip(*points), color=INK, linewidth=0.7, linestyle=":", zorder=1)
+        if name in claims and table["course"][name]:
+            ax.plot(points[0][0], claims[name], **CLAIM_MARK)
+            lowest = min(lowest, claims[name])
+        # The name goes below; where another model is near, away from it.
+        ratio = sizes.drop(name) / sizes[name]
+        side = "right" if ratio.between(1, 2.2).any() else "left" if ratio.between(1 / 2.2, 1).any() else "center"
+        shift = {"right": 6, "left": -6, "center": 0}[side]
+        title = table["title"][name].removesuffix(", full recipe").replace(" as ", " as\n")
+        look = {"textcoords": "offset points", "ha": side, "va": "top", "size": 8.5, "linespacing": 0.95}
+        ax.annotate(title, (points[0][0], lowest), (shift, -6), **look)
+    ax.set(xscale="log", xlabel="parameters", ylabel="validation accuracy (%)")
+    ax.set_xticks([1e5, 3e5, 1e6, 3e6, 1e7, 3e7])
+    ax.minorticks_off()
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1e6:g} M"))
+    ax.set(xlim=(sizes.min() / 2.2, sizes.max() * 1.6))
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.12 * (high - low), high)  # room for the lowest name
+    if (table.loc[names, "group"] == "baseline").any():
+        ax.plot([], [], "o", color=GREY, markerfacecolor="w", label="the reference's budget")
+    ax.plot([], [], "o", color=GREY, label="the main model's recipe")
+    if table.loc[[name for name in names if name in claims], "course"].any():
+        ax.plot([], [], **CLAIM_MARK, label="the reference's claim")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1)
+    return figure
+
+
+@styled
+def confusion_matrix(records: Sequence[Record]) -> Figure:
+    """Counts and row shares, all seeds pooled, of one experiment (main, if it is there)."""
+    group = _one(evaluate.validated(records))
+    pooled = evaluate.pool(group)
+    matrix = evaluate.confusion(pooled.labels, pooled.predicted)
+    share = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    figure, ((ax,),) = canvas(3.75, f"{group[0].info['title']}, {_note(group)}, pooled; %: share of the row")
+    ax.pcolormesh(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), edgecolors="w", linewidth=1)
+    for i, j in itertools.product(range(8), range(8)):
+        look = {"ha": "center", "color": "w" if share[i, j] > 0.4 else INK}
+        if matrix[i, j]:
+            ax.text(j + 0.5, i + 0.53, f"{matrix[i, j]:,}", va="bottom", size=9, **look)
+            ax.text(j + 0.5, i + 0.59, f"{100 * share[i, j]:.1f} %", va="top", size=7, **look)
+        else:
+            ax.text(j + 0.5, i + 0.5, "0", va="center", size=8, ha="center", color="#AAAAAA")
+    words = [title.replace("Immature g", "Immature\ng") for title in TITLES]
+    ax.set_xticks(np.arange(8) + 0.5, words, rotation=35, ha="right", rotation_mode="anchor", linespacing=0.9)
+    ax.set_yticks(np.arange(8) + 0.5, words, linespacing=0.9)
+    ax.set(ylim=(8, 0), xlabel="predicted", ylabel="label")
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return figure
+
+
+@styled
+def per_class_f1(records: Sequence[Record]) -> Figure:
+    """F1 of each class with its bootstrap interval over seeds and images, precision and recall beside it."""
+    group = _one(evaluate.validated(records))
+    pooled = evaluate.pool(group)
+    table = evaluate.per_class(pooled.labels, pooled.predicted)
+    low, high = np.quantile(evaluate.bootstrap_f1(group), [0.025, 0.975], axis=0)
+    figure, ((ax,),) = canvas(2.5, f"{group[0].info['title']}, {_note(group)}, pooled; bars: 95 % bootstrap interval")
+    for i, row in enumerate(table.itertuples()):
+        ax.plot([low[i], high[i]], [i, i], color=COLOURS[i], linewidth=4, alpha=0.55, solid_capstyle="butt")
+        ax.plot(row.precision, i, ">", color=INK, markersize=4, markerfacecolor="none", markeredgewidth=0.8, zorder=3)
+        ax.plot(row.recall, i, "<", color=INK, markersize=4, markerfacecolor="none", markeredgewidth=0.8, zorder=3)
+        ax.plot(row.f1, i, "o", color=COLOURS[i], markersize=5.5, markeredgecolor=INK, markeredgewidth=0.5)
+        words = f"{row.f1:.3f}  [{low[i]:.3f}, {high[i]:.3f}]"
+        ax.text(1.02, i, words, transform=ax.get_yaxis_transform(), va="center", size=8)
+    for marker, words in (("o", "F1"), (">", "precision"), ("<", "recall")):
+        fill = GREY if marker == "o" else "none"
+        ax.plot([], [], marker, color=GREY if marker == "o" else INK, markerfacecolor=fill, label=words)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1)
+    ax.set(ylim=(7.6, -0.6), yticks=range(8), yticklabels=TITLES, xlabel="F1, precision, recall (validation images)")
+    ax.grid(False, axis="y")
+    return figure
+
+
+def draw_all(
+    records: Sequence[Record],
+    study: Sequence[Record],
+    cells: CellImages | None = None,
+    folder: Path = paths.FIGURES,
+    stamp: str | None = None,
+) -> dict[str, list[Path]]:
+    """Draws into `folder` every figure that the records allow; gives the paths by the figure's name.
+
+    records: of the main runs; study: of the study, the same list except in the demo. cells None: the sample sheet
+    shows synthetic cells, and the class counts come from data/manifest.csv, if it is there. What cannot be drawn is
+    said in a warning. Raises BloodcellError if there is no record at all.
+    """
+    if not records:
+        raise BloodcellError("No records to draw: run `bloodcell train main` first, or name another profile.")
+    main = _one(records)[0].info["config"]
+    table = study_table(study)
+    counted = cells if cells is not None else manifest_cells()
+    drawers: dict[str, Callable[[], Figure]] = {
+        "sample_sheet": lambda: sample_sheet(synthetic_cells() if cells is None else cells),
+        "architecture": lambda: architecture(ModelConfig(**main["model"]), main["pixels"]),
+        "training_curves": lambda: training_curves(records),
+        "ablations": lambda: ablations(table),
+        "model_comparison": lambda: model_comparison(table),
+        "confusion_matrix": lambda: confusion_matrix(records),
+        "per_class_f1": lambda: per_class_f1(records),
+    }
+    if counted is not None:
+        drawers = {"class_distribution": lambda: class_distribution(counted), **drawers}
+    drawn = {}
+    for name, draw in drawers.items():
+        try:
+            figure = draw()
+        except BloodcellError as error:
+            warnings.warn(f"Figure {name} was left out. {error}", stacklevel=2)
+        else:
+            drawn[name] = save(figure, name, folder, stamp)
+    return drawn
+
+
+def _one(records: Sequence[Record]) -> list[Record]:
+    """The records of main, or of the first experiment where it is absent."""
+    if not records:
+        raise BloodcellError("No records of the kind that this figure shows: run an experiment first.")
+    names = [record.experiment for record in records]
+    name = "main" if "main" in names else names[0]
+    return [record for record in records if record.experiment == name]
+
+
+def _note(records: Sequence[Record]) -> str:
+    n, images = len(records), records[0].info["data"]["validation"]
+    shown = f", {images} validation images" if images else ""
+    return f"profile {records[0].profile}, {n} seed{'s' if n > 1 else ''}{shown}"
+
+
+def _table_note(table: pd.DataFrame, column: str = "seeds") -> str:
+    profiles = ", ".join(dict.fromkeys(table["profile"]))
+    low, high = table[column].min(), table[column].max()
+    seeds = f"{low}" if low == high else f"{low} to {high}"
+    return f"profile {profiles}, {seeds} seed{'s' if high > 1 else ''} a point; 95 % intervals over seeds and images"

@@ -1,0 +1,313 @@
+"""Records to LaTeX macros: one for each number that the report prints, none of them typed there.
+
+A number that no record gives is `DASH`. Sentences that depend on numbers come from `sentences`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bloodcell_lib import evaluate, models, paths
+from bloodcell_lib.compare import claims_table, study_table
+from bloodcell_lib.experiments import EXPERIMENTS, EXTRA, PROFILES, STUDY, Profile
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.records import Predictions, Record
+from bloodcell_lib.reference import CLAIMS
+
+DASH = "--"
+LEVEL = r"95\,\%"  # of every interval, in `evaluate` and `compare`
+NAMES = {
+    "NameVgg": "VGG-16",
+    "NameInception": "Inception-v3",
+    "NameResnet": "ResNet-18",
+    "NameResnetLarge": "ResNet-50",
+    "NameDensenet": "DenseNet-121",
+    "NameEfficientnet": "EfficientNet-B4",
+}
+LETTERS = {"resnet18": "resnet", "cv_fold": "fold"}  # TeX has no digits in names of macros
+DIGITS = dict(zip("0123456789", ["Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"]))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that others published: what the macro `\\Published<name>` prints, and the entry that is cited for it."""
+
+    name: str
+    text: str
+    cite: str
+    what: str
+
+
+PUBLISHED = (
+    Published("PbcImages", "17,092", "acevedo2020", "images in the PBC data set"),
+    Published("AcevedoVgg", "96", "acevedo2019", "PBC, VGG-16 fine-tuned, %"),
+    Published("AcevedoInception", "95", "acevedo2019", "PBC, Inception-v3 fine-tuned, %"),
+    Published("AcevedoSvmLow", "86", "acevedo2019", "PBC, VGG-16 features and a support vector machine, %"),
+    Published("AcevedoSvmHigh", "90", "acevedo2019", "PBC, Inception-v3 features and a support vector machine, %"),
+    Published("BloodmnistTrain", "11,959", "yang2023", "training images of BloodMNIST"),
+    Published("BloodmnistResnet", "95.8", "yang2023", "BloodMNIST at 28 pixels, ResNet-18 from scratch, %"),
+    Published("BloodmnistAutoml", "96.6", "yang2023", "BloodMNIST, Google AutoML Vision, %"),
+    Published("DoerrichDensenet", "99.02", "doerrich2025", "BloodMNIST at 224 pixels, DenseNet-121 pre-trained, %"),
+    Published("DoerrichDensenetStd", "0.14", "doerrich2025", "the same, standard deviation over seeds, points"),
+    Published("DoerrichEfficientnet", "97.40", "doerrich2025", "BloodMNIST at 224 pixels, EfficientNet-B4, %"),
+    Published("TsutsuiSame", "98.5", "tsutsui2023", "Raabin to Raabin (test A), ResNet-50 with batch norm, %"),
+    Published("TsutsuiOther", "23.1", "tsutsui2023", "Raabin to LISC, ResNet-50 with batch norm, %"),
+    Published("TsutsuiGroupnorm", "73.1", "tsutsui2023", "Raabin to LISC, ResNet-50 with group norm, %"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The records of one profile and what follows from them, each computed once."""
+
+    records: list[Record]
+    profile: str
+
+    @classmethod
+    def of(cls, records: Sequence[Record], profile: str) -> Study:
+        """Leaves out runs with a recipe changed by hand."""
+        return cls([record for record in records if record.experiment in EXPERIMENTS], profile)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Of `compare.study_table`."""
+        return study_table(self.records)
+
+    @cached_property
+    def claims(self) -> pd.DataFrame:
+        """Of `compare.claims_table`."""
+        return claims_table(self.records)
+
+    @cached_property
+    def pooled(self) -> Predictions | None:
+        """The main model's predictions, all seeds."""
+        main = evaluate.validated(self.runs("main"))
+        return evaluate.pool(main) if main else None
+
+    @property
+    def budget(self) -> Profile:
+        """The profile's own settings, which say what is planned where nothing is recorded."""
+        return PROFILES[self.profile]
+
+    def runs(self, name: str) -> list[Record]:
+        """The records of one experiment."""
+        return [record for record in self.records if record.experiment == name]
+
+    def seeds(self, name: str) -> tuple[int, ...]:
+        """The seeds with which an experiment is recorded."""
+        return tuple(record.seed for record in self.runs(name))
+
+    def row(self, name: str) -> dict[str, Any]:
+        """One row of the table; {} where the experiment is not recorded."""
+        return dict(self.table.loc[name]) if name in self.table.index else {}
+
+    def main(self, *keys: str) -> Any:
+        """A value in the first record of the main experiment, by its keys; None where there is none."""
+        value: Any = next((record.info for record in self.runs("main")), {})
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def macros(study: Study, stamp: str) -> dict[str, str]:
+    """Name without backslash -> LaTeX text, for every number of the report."""
+    found = {"Stamp": escape(stamp), "ProfileName": escape(study.profile.partition("/")[0])}
+    found |= {"Level": LEVEL, **NAMES} | {f"Published{row.name}": row.text for row in PUBLISHED}
+    found |= _data(study) | _recipe(study) | _measured(study) | _claims(study)
+    return found
+
+
+def _data(study: Study) -> dict[str, str]:
+    """The data set as the manifest lists it, and as the main run saw it."""
+    rows = []
+    if paths.MANIFEST.is_file():
+        with paths.MANIFEST.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    labelled = [row for row in rows if row["part"] == "train"]
+    sizes = Counter((row["width"], row["height"]) for row in rows)
+    width, height = sizes.most_common(1)[0][0] if sizes else (None, None)
+    classes = Counter(row["class"] for row in labelled)
+    return {
+        "LabelledImages": count(len(labelled) or None),
+        "TestImages": count(len(rows) - len(labelled) or None),
+        "ImagesPerClass": count(min(classes.values(), default=None)),
+        "ImageWidth": count(width and int(width)),
+        "ImageHeight": count(height and int(height)),
+        "UsualSizeShare": number(100 * max(sizes.values()) / len(rows) if rows else None, 1),
+        "IdenticalPairs": count(len(labelled) - len({row["sha256"] for row in labelled}) if rows else None),
+        "TrainImages": count(study.main("data", "train")),
+        "ValidationImages": count(study.main("data", "validation")),
+        "DataSource": escape(study.main("data", "source") or DASH),
+    }
+
+
+def _recipe(study: Study) -> dict[str, str]:
+    """The main run's configuration, its baselines' where that differs, and the machine."""
+    train, augment, model = (study.main("config", part) or {} for part in ("train", "augment", "model"))
+    baseline = next((r.info["config"]["train"] for n in ("simple_cnn", "resnet18") for r in study.runs(n)), {})
+    crop = study.main("config", "crop")
+    found = {
+        "Pixels": count(study.main("config", "pixels")),
+        "Crop": count(crop),
+        "ScaleLow": plain((augment.get("scale") or [None])[0]),
+        "ScaleHigh": plain((augment.get("scale") or [None])[-1]),
+        "Translation": number(_times(100, augment.get("translate"))),
+        "DeepParameters": count(_built("deep_efficientnet")),
+        "DescribedParameters": count(_built("as_described")),
+        "Dropout": plain(model.get("dropout")),
+        "StochasticDepth": plain(model.get("stochastic_depth")),
+        "Planned": count(len(STUDY)),
+        "Further": count(len(EXTRA)),
+        "PlannedSeeds": count(len(study.budget.seeds)),
+    }
+    for key in ("epochs", "batch_size", "learning_rate", "final_rate", "weight_decay", "label_smoothing", "clip"):
+        found[camel(key)] = plain(train.get(key))
+        found["Baseline" + camel(key)] = plain(baseline.get(key))
+    for key in ("rotation", "brightness", "contrast", "saturation", "hue"):
+        found[camel(key)] = plain(augment.get(key))
+    history = [row for record in study.runs("main") for row in record.info["history"]]
+    walls = [record.info["wall_seconds"] for record in study.runs("main")]
+    machine = study.main("machine") or {}
+    sizes = [sum(path.stat().st_size for path in _kept(record)) for record in study.runs("main")]
+    return found | {
+        "RecordKilobytes": count(np.mean(sizes) / 1000 if sizes else None),
+        "DeviceName": escape(", ".join(dict.fromkeys(r.info["machine"]["device"] for r in study.records)) or DASH),
+        "TorchVersion": escape(str(machine.get("torch") or DASH)),
+        "CodeCommit": escape(study.main("commit") or DASH),
+        "MainMinutes": number(np.mean(walls) / 60 if walls else None, 1),
+        "MainThroughput": count(np.median([row["images_per_second"] for row in history]) if history else None),
+        "MainMemory": number(_times(1e-9, study.main("peak_memory_bytes")), 2),
+        "StudyHours": number(sum(r.info["wall_seconds"] for r in study.records) / 3600 if study.records else None, 1),
+        "RunsRecorded": count(len(study.records)),
+    }
+
+
+def _measured(study: Study) -> dict[str, str]:
+    """Each experiment's row of the study table, and more of the main one."""
+    found = {}
+    for name in EXPERIMENTS:
+        row, prefix = study.row(name), camel(name)
+        found |= {f"{prefix}Seeds": count(len(study.runs(name)))}
+        for key, column, scale, digits in (
+            *(("Accuracy", "mean", 100, 2), ("Std", "std", 100, 2), ("Low", "mean_low", 100, 2)),
+            *(("High", "mean_high", 100, 2), ("Best", "best_epoch_mean", 100, 2)),
+            *(("DifferenceLow", "low", 1, 2), ("DifferenceHigh", "high", 1, 2), ("PHolm", "p_holm", 1, 3)),
+            *(("Millions", "parameters", 1e-6, 2), ("MegaMacs", "macs", 1e-6, 0)),
+        ):
+            found[prefix + key] = number(_times(scale, row.get(column)), digits)
+        found[f"{prefix}Difference"] = signed(row.get("difference"))
+        found[f"{prefix}Parameters"] = count(row.get("parameters"))
+    main = evaluate.validated(study.runs("main"))
+    overview = evaluate.overview(main) if main else {}
+    gap = 100 * (overview["best_epoch_mean"] - overview["mean"]) if main else None
+    folds = [record for record in study.records if record.experiment in EXTRA and record.info["group"] == "cv"]
+    scores = [record.info["final_validation_accuracy"] for record in folds]
+    wrong = int((study.pooled.predicted != study.pooled.labels).sum()) if study.pooled else None
+    return found | {
+        "MainMacroF": number(overview.get("macro_f1"), 3),
+        "MainBestGain": number(gap, 2),
+        "MainPredictions": count(len(study.pooled.labels) if study.pooled else None),
+        "MainMistakes": count(wrong),
+        "OneImagePoints": number(100 / overview["images"] if overview else None, 2),
+        "CvRuns": count(len(folds)),
+        "CvAccuracy": number(_times(100, np.mean(scores) if scores else None), 2),
+        "CvStd": number(_times(100, np.std(scores, ddof=1) if len(scores) > 1 else None), 2),
+    }
+
+
+def _claims(study: Study) -> dict[str, str]:
+    """What the reference states, what its other files say, and the verdicts."""
+    found = {}
+    for key, row in study.claims.iterrows():
+        prefix, digits = "Claim" + camel(str(key)), 3 if key == "main_f1" else 2
+        found[f"{prefix}Stated"] = escape(row["stated"])
+        found[f"{prefix}Elsewhere"] = escape(without_source(row["elsewhere"]))
+        found[f"{prefix}Measured"] = escape(row["measured"] or DASH)
+        found[f"{prefix}Low"], found[f"{prefix}High"] = number(row["low"], digits), number(row["high"], digits)
+        found[f"{prefix}Verdict"] = escape(row["verdict"])
+    # The stated accuracy as a count of its validation images, 640 by its own split, and what so many images can tell.
+    stated = next(claim.value for claim in CLAIMS if claim.key == "main_accuracy") / 100
+    low, high = evaluate.wilson(round(stated * 640), 640)
+    return found | {
+        "ReferenceImages": count(640),
+        "ReferenceCorrect": count(round(stated * 640)),
+        "ReferenceLow": number(100 * low, 1),
+        "ReferenceHigh": number(100 * high, 1),
+    }
+
+
+def _built(network: str) -> int:
+    with torch.device("meta"):  # no memory, and nothing drawn from the global random state
+        return models.parameters(models.build(ModelConfig(network)))
+
+
+def _kept(record: Record) -> list[Path]:
+    """The files of a record that are published."""
+    return [path for path in record.folder.iterdir() if path.suffix in (".json", ".npz")]
+
+
+def camel(name: str) -> str:
+    """`reg_label_smoothing` -> `RegLabelSmoothing`; `cv_fold0` -> `FoldZero`."""
+    for long, short in LETTERS.items():
+        name = name.replace(long, short)
+    words = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    return re.sub(r"\d", lambda digit: DIGITS[digit[0]], words)
+
+
+def without_source(text: str) -> str:
+    """Drops the file names in brackets at a claim's end."""
+    return re.sub(r"\s*\([^()]*(\.md|\.csv|\.json|notebook)[^()]*\)$", "", text)
+
+
+def number(value: Any, digits: int = 0) -> str:
+    """A number with so many decimals, or a dash for None and nan."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:,.{digits}f}".replace("-", "$-$")
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """The same with its sign."""
+    return number(value, digits) if value is None or not value > 0 else f"$+${value:.{digits}f}"
+
+
+def count(value: Any) -> str:
+    """A whole number, with commas between thousands."""
+    return number(value, 0)
+
+
+def plain(value: Any) -> str:
+    """A setting as short as it can be written: 0.3, 32, $10^{-3}$."""
+    if value is None:
+        return DASH
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        factor = "" if mantissa == "1" else rf"{mantissa} \cdot "
+        return rf"${factor}10^{{{int(exponent)}}}$"
+    return f"{value:g}"
+
+
+def escape(text: str) -> str:
+    """Plain text to LaTeX, with the few signs that our records and claims use."""
+    special = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    special |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$"}
+    text = "".join(special.get(letter, letter) for letter in text)
+    # A thin space before the sign, and a plus and a minus that are as wide as each other.
+    text = text.replace(r" \%", r"\,\%")
+    return re.sub(r"(?<![\w.$])([+-])(?=\d)", r"$\1$", text)
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
