@@ -15,14 +15,22 @@ from tqdm import tqdm
 
 from bloodcell_lib import data, paths
 from bloodcell_lib.cells import CELL_TYPES, TITLES, prefix
+from bloodcell_lib.errors import BloodcellError
 
-NEAR = 4  # differing bits of 256 below which two pictures count as near duplicates: recompressed or resized copies
+# Most differing bits of BITS at which two pictures count as near duplicates. Copies saved again at quality 30 to 75 or
+# resized to 50 to 95 % differ by at most 8, those without a 3 pixel rim by up to 30; different course images by 60 up.
+NEAR = 24
+BITS = 256
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one file shows: width and height in pixels, Pillow's mode, a 256-bit perceptual hash; or why it does not."""
+    """What one file shows: width and height in pixels, Pillow's mode, perceptual hash (BITS bool); or why it does not.
 
+    sha256: of its bytes, "" if they cannot be read.
+    """
+
+    sha256: str = ""
     width: int = 0
     height: int = 0
     mode: str = ""
@@ -49,13 +57,15 @@ class Audit:
 
 def look(path: Path) -> Look:
     """Reads one file as `data.decode` would; never raises for a bad one."""
+    digest = ""
     try:
-        with Image.open(path) as image:
+        digest = data.sha256_of(path)
+        grey = data.decode(path).convert("L")  # first: it knows all that may be wrong with a file
+        with Image.open(path, formats=data.FORMATS) as image:
             width, height, mode = *image.size, image.mode
-        grey = data.decode(path).convert("L")
-    except (OSError, Image.DecompressionBombError) as error:
-        return Look(bad=str(error))
-    return Look(width, height, mode, imagehash.phash(grey, hash_size=16).hash.ravel())
+    except (BloodcellError, OSError) as error:
+        return Look(digest, bad=str(error))
+    return Look(digest, width, height, mode, imagehash.phash(grey, hash_size=16).hash.ravel())
 
 
 def check(folder: Path, progress: bool = True) -> Audit:
@@ -68,16 +78,16 @@ def check(folder: Path, progress: bool = True) -> Audit:
     workers = os.cpu_count() or 1
     source = {}
     for part, files in parts.items():
-        every = [file.path for file in files]
-        digests = list(data.in_threads(data.sha256_of, every, workers))
-        source[part] = data.name_source(folder, part, [path.name for path in every], digests)
-        looks = data.in_threads(look, every, workers)
-        bar = tqdm(looks, f"look at {part}", len(every), disable=None if progress else True, unit="image", leave=False)
-        for file, digest, seen in zip(files, digests, bar):
+        looks = data.in_threads(look, [file.path for file in files], workers)
+        bar = tqdm(looks, f"look at {part}", len(files), disable=None if progress else True, unit="image", leave=False)
+        seen_all = list(bar)
+        names, labels = [file.path.name for file in files], [file.label for file in files]
+        source[part] = data.name_source(folder, part, names, labels, [seen.sha256 for seen in seen_all])
+        for file, seen in zip(files, seen_all):
             label = CELL_TYPES[file.label].name if file.label >= 0 else ""
             name = str(file.path.relative_to(folder))
             size = (seen.width, seen.height, seen.mode)
-            rows.append((part, label, prefix(file.path.name) if label else "", name, *size, digest, seen.bad))
+            rows.append((part, label, prefix(file.path.name) if label else "", name, *size, seen.sha256, seen.bad))
             hashes.append(seen.phash)
     columns = ["part", "class", "prefix", "name", "width", "height", "mode", "sha256", "bad"]
     found = Audit(folder, source, pd.DataFrame(rows, columns=columns))
@@ -91,10 +101,10 @@ def _duplicates(found: Audit, hashes: list[np.ndarray | None]) -> None:
     groups = collections.defaultdict(list)
     for i, digest in enumerate(found.files["sha256"]):
         groups[digest].append(i)
-    same = [group for group in groups.values() if len(group) > 1]
+    same = [group for digest, group in groups.items() if digest and len(group) > 1]
     found.exact = [[str(names[i]) for i in group] for group in same]
     readable = np.array([i for i, bits in enumerate(hashes) if bits is not None], dtype=np.int64)
-    pairs = _close_pairs(np.array([hashes[i] for i in readable], dtype=np.float32).reshape(len(readable), -1))
+    pairs = _close_pairs(np.array([hashes[i] for i in readable], dtype=np.float32).reshape(len(readable), BITS))
     digests = found.files["sha256"].to_numpy()
     near = [(readable[a], readable[b], bits) for a, b, bits in pairs if digests[readable[a]] != digests[readable[b]]]
     found.near = [(str(names[a]), str(names[b]), bits) for a, b, bits in near]
@@ -103,7 +113,7 @@ def _duplicates(found: Audit, hashes: list[np.ndarray | None]) -> None:
 
 
 def _close_pairs(bits: np.ndarray, block: int = 2048) -> list[tuple[int, int, int]]:
-    """Index pairs a < b with at most NEAR differing bits. bits float32 (n, k) of 0 and 1; blocks bound the memory."""
+    """Index pairs a < b with at most NEAR differing bits. bits float32 (n, BITS) of 0, 1; blocks bound the memory."""
     pairs = []
     ones = bits.sum(1)
     for start in range(0, len(bits), block):
@@ -124,11 +134,11 @@ def summary(found: Audit) -> str:
     lines += ["", f"{'class':<22}{'images':>8}   by prefix"]
     for cell in CELL_TYPES:
         inside = train[train["class"] == cell.name]
-        counts = ", ".join(
-            f"{key} {count}" + (f" ({cell.prefixes[key]})" if key in cell.prefixes else " (unknown prefix)")
-            for key, count in inside["prefix"].value_counts().items()
-        )
-        lines.append(f"{TITLES[cell.id]:<22}{len(inside):>8}   {counts}")
+        known = inside["prefix"].value_counts().filter(items=cell.prefixes)
+        counts = [f"{key} {count} ({cell.prefixes[key]})" for key, count in known.items()]
+        if known.sum() < len(inside):
+            counts.append(f"{len(inside) - known.sum()} with another")
+        lines.append(f"{TITLES[cell.id]:<22}{len(inside):>8}   {', '.join(counts)}")
     good = found.files[found.files["bad"] == ""]
     sizes = collections.Counter(zip(good["width"], good["height"]))
     lines += ["", "sizes:  " + ", ".join(f"{w} x {h}: {n}" for (w, h), n in sizes.most_common(8))]
@@ -136,12 +146,9 @@ def summary(found: Audit) -> str:
         lines[-1] += f", and {len(sizes) - 8} more"
     lines.append("modes:  " + ", ".join(f"{m}: {n}" for m, n in good["mode"].value_counts().items()))
     for title, rows in (
-        (
-            "unreadable",
-            [f"{row.name_} ({row.bad})" for row in found.bad.rename(columns={"name": "name_"}).itertuples()],
-        ),
+        ("unreadable", [f"{name} ({why})" for name, why in zip(found.bad["name"], found.bad["bad"])]),
         ("the same file twice", [" = ".join(group) for group in found.exact]),
-        (f"nearly the same picture (at most {NEAR} of 256 bits)", [f"{a} ~ {b} ({n})" for a, b, n in found.near]),
+        (f"nearly the same picture (at most {NEAR} of {BITS} bits)", [f"{a} ~ {b} ({n})" for a, b, n in found.near]),
         ("one picture in two classes", [" = ".join(group) for group in found.across]),
     ):
         lines.append(f"{title}: {len(rows) or 'none'}")
@@ -152,9 +159,17 @@ def summary(found: Audit) -> str:
 
 
 def write_manifest(found: Audit, path: Path = paths.MANIFEST) -> Path:
-    """Writes name, class, prefix, size and sha256 of each image as CSV; test images have no class."""
+    """Writes name, class, prefix, size and sha256 of each image as CSV; test images have no class.
+
+    Raises BloodcellError if a file cannot be read, or if `path` lists other images.
+    """
+    if len(found.bad):
+        raise BloodcellError(f"{len(found.bad)} of {len(found.files)} files cannot be read: mend or remove them first.")
     table = found.files.assign(name=[Path(name).name for name in found.files["name"]])
     columns = ["part", "name", "class", "prefix", "width", "height", "sha256"]
+    text = table[columns].to_csv(index=False, lineterminator="\n")
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise BloodcellError(f"{path} lists other images: remove it first if these are to be the course's.")
     with paths.write_whole(path) as temporary:
-        table[columns].to_csv(temporary, index=False, lineterminator="\n")
+        temporary.write_text(text, encoding="utf-8")
     return path

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
-import click
 import typer
 
 from bloodcell_lib.errors import BloodcellError, RunFailed
+
+UsageError = typer.BadParameter.__mro__[1]  # of click, which newer versions of typer hold inside
+MAX_SEED = 2**32 - 1
+INTERRUPTED = 130  # a shell's code for Ctrl-C, and typer's
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0].replace("`", ""))
 data_app = typer.Typer(no_args_is_help=True, help="Look at, download and list images.")
@@ -34,7 +37,7 @@ def run(
     data: Data = None,
     only: Annotated[str, typer.Option(help="Numbers of notebooks, such as 02,04.")] = "",
     settings: Annotated[list[str], typer.Option("--set", help="A notebook's parameter, name=value; repeatable.")] = [],  # noqa: B006
-    limit: Annotated[float, typer.Option(help="Most seconds for one notebook.")] = 12 * 3600.0,
+    limit: Annotated[float, typer.Option(min=1, help="Most seconds for one notebook.")] = 12 * 3600.0,
     report: Annotated[bool, typer.Option(help="Build the report's PDF after the notebooks.")] = True,
 ) -> None:
     """Run the notebooks end to end and say where everything lies."""
@@ -42,10 +45,11 @@ def run(
 
     home = paths.RUNS / experiments.profile(profile).name
     chosen = notebooks.choose(only.split(",") if only else None)
+    given = notebooks.parse_settings(settings)
     folder = experiments.image_folder(data, profile)
     print(f"images: {folder}\nprofile: {profile}", flush=True)
     failed = []
-    for outcome in notebooks.run(chosen, profile, folder, notebooks.parse_settings(settings), limit=limit):
+    for outcome in notebooks.run(chosen, profile, folder, given, limit=limit):
         state = "failed" if outcome.problems else "done"
         print(f"{outcome.name:<22}{state:<8}{outcome.seconds:6.0f} s{outcome.peak_bytes / 2**30:7.2f} GiB", flush=True)
         for problem in outcome.problems:
@@ -95,7 +99,7 @@ def _demo_report(home: Path, profile: str) -> None:
 def train(
     experiment: Annotated[str, typer.Argument(help="A row of the study, such as main.")] = "main",
     profile: Profile = "demo",
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of weights, order and augmentation.")] = 0,
     data: Data = None,
     epochs: Annotated[Optional[int], typer.Option(help="In place of the profile's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="In place of the recipe's.")] = None,  # noqa: UP045
@@ -112,6 +116,7 @@ def train(
     changes = tuple((name, value) for name, value in given.items() if value is not None)
     task = experiments.Task(experiment, seed, profile, changes=changes, device=device, resume=resume)
     task.plan()  # a wrong name or value is told before any image is read
+    _check_device(device)
     there = (task.folder / "record.json").exists()
     cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
@@ -121,13 +126,23 @@ def train(
     print(f"{'recorded before' if there else 'recorded'}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")
 
 
+def _check_device(name: str | None) -> None:
+    import torch
+
+    try:
+        if name and torch.empty(0, device=name).device.type not in ("cpu", "cuda"):
+            raise RuntimeError("a kind of device that nothing here was tried on")
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise BloodcellError(f"Device {name} cannot be used here: choose cpu, or cuda where there is a GPU.") from error
+
+
 @app.command()
 def study(
     profile: Profile = "demo",
     data: Data = None,
     experiments: Annotated[str, typer.Option(help="Names, comma-separated; `extra` and `cv` name groups.")] = "",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's.")] = "",
-    workers: Annotated[int, typer.Option(help="Processes on this machine; several may share one GPU.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; several may share one GPU.")] = 1,
     dask: Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers share the folders.")] = "",
     skip_bad: SkipBad = False,
 ) -> None:
@@ -154,21 +169,22 @@ def _names(text: str) -> list[str]:
     groups = {"study": list(STUDY), "all": list(EXPERIMENTS)}
     groups |= {group: [row.name for row in EXTRA.values() if row.group == group] for group in ("extra", "cv")}
     wanted = [name.strip() for name in text.split(",") if name.strip()] or ["study"]
-    return [row for name in wanted for row in groups.get(name, [name])]
+    return list(dict.fromkeys(row for name in wanted for row in groups.get(name, [name])))
 
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(seed) for seed in text.split(",") if seed.strip()]
-    except ValueError as error:
-        raise BloodcellError(f"--seeds {text} is no list of whole numbers: write 0,1,2.") from error
+        seeds = [int(seed) for seed in text.split(",") if seed.strip()]
+    except ValueError:
+        seeds = [-1]
+    if any(not 0 <= seed <= MAX_SEED for seed in seeds):
+        raise BloodcellError(f"--seeds {text} is no list of whole numbers from 0 to {MAX_SEED}: write 0,1,2.")
+    return list(dict.fromkeys(seeds))
 
 
 def _executor(workers: int, dask: str):
     from bloodcell_lib.study import InProcess, Processes, dask_executor
 
-    if workers < 1:
-        raise BloodcellError(f"--workers is {workers}: give 1 or more.")
     if dask:
         return dask_executor(dask)
     return InProcess() if workers == 1 else Processes(workers)
@@ -185,6 +201,7 @@ def evaluate(
     from bloodcell_lib import experiments, paths
     from bloodcell_lib.records import load_records
 
+    experiments.experiment(experiment.split("+")[0])  # after a plus comes what was changed
     folder = (paths.RESULTS if published else paths.RUNS) / experiments.profile(profile).name
     chosen = [record for record in load_records(folder) if record.experiment == experiment]
     if not chosen:
@@ -269,20 +286,31 @@ def data_fetch(
 
 
 def main() -> None:
-    """The command's entry: runs it and turns the project's errors into one sentence and an exit code."""
+    """The command's entry: runs it and turns what went wrong into one sentence and an exit code."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
+    code, told = 0, ""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except (BloodcellError, RunFailed) as error:
-        print(f"bloodcell: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, BloodcellError) else 1)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        print("bloodcell: Stopped. The same command goes on from the last whole epoch.", file=sys.stderr)
-        sys.exit(130)
+        code = app(standalone_mode=False) or 0
+    except BloodcellError as error:
+        code, told = 2, _one_line(str(error))
+    except RunFailed as error:
+        code, told = 1, str(error)
+    except UsageError as error:
+        code, told = 2, _one_line(error.format_message())  # "" where the help was printed for want of a command
+    except OSError as error:
+        code, told = 2, _one_line(f"{error.strerror or error}: {error.filename or 'no file named'}")
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        told = "Stopped. The same command goes on from the last whole epoch."
+    if told:
+        print(f"bloodcell: {told}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(text: str) -> str:
+    """The text with what cannot be shown, such as a line's end in a file's name, spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

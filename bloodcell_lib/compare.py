@@ -44,11 +44,11 @@ class Difference(NamedTuple):
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> Difference:
     """Compares two experiments on the images and seeds that both have; each frame is one of `evaluate.by_image`.
 
-    The interval is a percentile bootstrap that draws seeds and images with replacement, each drawn pair of (seed,
-    image) the same for both experiments. p is the exact McNemar test on predictions pooled over the common seeds: it
-    counts an image once a seed, as if these were different images. They are not, and a hard image is hard for every
-    seed, so p is too small by up to what the pooling multiplies; the interval keeps an image's predictions together
-    and is the one to trust. With few seeds it still understates how much another seed may change.
+    The interval is a percentile bootstrap that draws seeds and images with replacement, the same draws for both
+    experiments. p is the exact McNemar test on predictions pooled over the common seeds: an image counts once a seed,
+    as if each time were another image. They are not independent, since an image that is hard for one seed is hard for
+    the next, so p is too small. The interval keeps all predictions of an image together and is the one to trust; with
+    few seeds it too understates how much another seed may change.
     """
     seeds = [column for column in ours.columns if column in theirs.columns]
     images = ours.index.intersection(theirs.index, sort=False)
@@ -69,12 +69,12 @@ def study_table(
     """One row for each experiment that validated, in the order of the records, indexed by its name.
 
     title, group, profile, course (whether on the course's images), seeds, images (of one validation set), parameters,
-    macs. Fractions: mean and std over seeds
-    of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and mean_high (bootstrap over seeds and images),
-    best_epoch_mean. In points: difference to `reference` with low and high, on common_seeds. p: exact McNemar; p_holm:
-    the same corrected over the family of all rows but the reference's. `difference` says how far to trust which. The
-    folds of the cross-validation are no rivals of the main model and are not compared. nan where nothing is shared
-    with the reference, or where it is absent. Raises BloodcellError for two records of one experiment and seed.
+    macs. Fractions: mean and std over seeds of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and
+    mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference` with low and
+    high, on common_seeds. p: exact McNemar; p_holm: the same corrected over the family of all rows but the
+    reference's. `difference` says how far to trust which. The folds of the cross-validation are no rivals of the main
+    model and are not compared. nan where nothing is shared with the reference, or where it is absent. Raises
+    BloodcellError for two records of one experiment and seed.
     """
     runs = _by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}

@@ -6,22 +6,24 @@ cache keyed by the files' bytes and the size asked for, so a second load reads n
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import functools
 import hashlib
 import json
 import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from tqdm import tqdm
@@ -31,8 +33,11 @@ from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-MAX_PIXELS = 64_000_000  # a larger "cell" is a mistake or a decompression bomb
-DECODER = 1  # part of the cache's key: raise it when `decode` gives other pixels
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP")  # by content; for others, such as EPS, Pillow runs programs
+MAX_PIXELS = 25_000_000  # a larger "cell" is a mistake or a decompression bomb
+DECODER = 2  # part of the cache's key: raise it when `decode` gives other pixels
+# Pillow's warnings on broken files: `decode` raises for those that matter, and a filter set in a thread is not safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -117,25 +122,28 @@ def find(folder: Path, part: str = "train") -> list[ImageFile]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files straight inside `folder`, by name; hidden files and other kinds are passed over."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """Image files straight inside `folder`, by name; hidden files, folders and other kinds are passed over."""
+    named = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in named if not p.is_dir())
 
 
 def check_class_map(path: Path) -> None:
     """Raises BloodcellError if `class_map.json` is there and differs from the course's."""
     if not path.exists():
         return
+    restore = "restore the course's file."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        ids = [int(i) for i in found.values()]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise BloodcellError(f"{path} is not a table of class names and ids: restore the course's file.") from error
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise BloodcellError(f"{path} gives id {twice[0]} to more than one class: restore the course's file.")
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        ids = list(found.values())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise BloodcellError(f"{path} is not a table of class names and ids: {restore}") from error
+    for name, i in found.items():
+        if ids.count(i) > 1:
+            raise BloodcellError(f"{path} gives id {i} to more than one class: {restore}")
+        if CLASS_MAP.get(name) != i:
+            raise BloodcellError(f"{path} differs from the course's at '{name}': {restore}")
     if found != CLASS_MAP:
-        odd = sorted(set(found.items()) ^ set(CLASS_MAP.items()))[0]
-        raise BloodcellError(f"{path} differs from the course's at '{odd[0]}': restore the course's file.")
+        raise BloodcellError(f"{path} lacks '{next(name for name in NAMES if name not in found)}': {restore}")
 
 
 def check_class_folders(root: Path) -> None:
@@ -153,32 +161,39 @@ def check_class_folders(root: Path) -> None:
 def decode(path: Path, crop: int | None = None) -> Image.Image:
     """One image as 8-bit RGB, upright; `crop` keeps the central square of at most that many pixels.
 
-    Raises OSError for what is not a whole image, and for one of more than MAX_PIXELS pixels.
+    Raises OSError for what is not a whole image, and for one of more than MAX_PIXELS pixels; its `errno` is None
+    where the fault is the content's, and a number where the system could not read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower bound is next
-        try:
-            image = Image.open(path)
-        except Image.DecompressionBombError as error:
-            raise OSError(str(error)) from error
-        if image.width * image.height > MAX_PIXELS:
-            raise OSError(f"{image.width} x {image.height} pixels is more than any cell image has")
-        try:
-            image = ImageOps.exif_transpose(image)
-        except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's plugins raise for broken files
-            raise OSError(str(error)) from error
-    if image.mode.startswith(("I", "F")):  # 16 bits a pixel: Pillow would clip at 255 rather than scale
-        deep = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((deep / (257 if deep.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("P", "PA", "LA", "RGBA") and (image.mode != "P" or "transparency" in image.info):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise OSError(f"{opened.width} x {opened.height} pixels is more than any cell image has")
+            image = to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:
+        raise OSError("not an image" if path.stat().st_size else "an empty file") from error
+    except OSError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many kinds for a broken file, and one for a bomb
+        raise OSError(str(error) or type(error).__name__) from error
     if crop is not None:
         side = min(crop, *image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any of Pillow's modes as 8-bit RGB, over white where it is transparent."""
+    if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip at 255 rather than scale
+        deep = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # Only I;16 says how far its values may reach; for the others the largest one has to tell.
+        sixteen = image.mode.startswith("I;16") or deep.max() > 255
+        white = 65535 if sixteen else 255 if deep.max() > 1 else 1
+        return Image.fromarray((deep / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def load(
@@ -192,7 +207,8 @@ def load(
 ) -> CellImages:
     """All images of a folder at `pixels` x `pixels`, from the cache if they were decoded before.
 
-    Raises BloodcellError as `find` does, and for files that are no whole image unless `skip_bad` leaves them out.
+    Raises BloodcellError as `find` does, and for files that are no whole image unless `skip_bad` leaves them out; even
+    then a class, or `test/`, must keep some.
     """
     files = find(folder, part)
     workers = workers or os.cpu_count() or 1
@@ -201,11 +217,12 @@ def load(
     rows = [(file.path.name, file.label, digest) for file, digest in zip(files, digests)]
     key = hashlib.sha256(json.dumps([DECODER, pixels, crop, rows]).encode()).hexdigest()[:24]
     home = paths.CACHE / key
-    if not (home / "index.json").exists():
-        fill_cache(home, files, digests, pixels, crop, workers, progress)
-    index = json.loads((home / "index.json").read_text(encoding="utf-8"))
+    index = cached(home, pixels) or fill_cache(home, files, digests, pixels, crop, workers, progress)
     if index["bad"]:
         report_bad(index["bad"], len(files), folder, skip_bad)
+        for file in files:
+            if file.label not in index["labels"]:
+                raise BloodcellError(f"No image in {file.path.parent} can be read: every class needs some.")
     # Copy on write: torch wants writable memory, and nobody may change the cache.
     raw = np.memmap(home / "images.bin", dtype=np.uint8, mode="c", shape=(len(index["names"]), pixels, pixels, 3))
     return CellImages(
@@ -213,34 +230,42 @@ def load(
         torch.tensor(index["labels"], dtype=torch.int64),
         tuple(index["names"]),
         tuple(index["sha256"]),
-        name_source(Path(folder), part, index["names"], index["sha256"]),
+        name_source(Path(folder), part, index["names"], index["labels"], index["sha256"]),
     )
 
 
+def cached(home: Path, pixels: int) -> dict[str, Any] | None:
+    """The index of a filled cache; None where there is none, or one that somebody damaged."""
+    try:
+        index = json.loads((home / "index.json").read_text(encoding="utf-8"))
+        size = (home / "images.bin").stat().st_size
+        return index if size == len(index["names"]) * pixels * pixels * 3 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def fill_cache(
-    home: Path,
-    files: list[ImageFile],
-    digests: list[str],
-    pixels: int,
-    crop: int | None,
-    workers: int,
-    progress: bool,
-) -> None:
-    """Decodes `files` into `home`: images.bin, uint8 (N, H, W, 3), and index.json; whole or not at all."""
+    home: Path, files: list[ImageFile], digests: list[str], pixels: int, crop: int | None, workers: int, progress: bool
+) -> dict[str, Any]:
+    """Decodes `files` into `home`: images.bin, uint8 (N, H, W, 3), and index.json, returned; whole or not at all."""
 
     def one(path: Path) -> bytes | OSError:
         try:
             image = decode(path, crop)
             return image.resize((pixels, pixels), Image.Resampling.BILINEAR).tobytes()
         except OSError as error:
+            if error.errno is not None:  # the system's fault and perhaps gone tomorrow: nothing to keep in a cache
+                raise BloodcellError(f"Cannot read {path}: {error.strerror}.") from error
             return error
 
-    index: dict[str, list] = {"names": [], "labels": [], "sha256": [], "bad": []}
+    index: dict[str, Any] = {"names": [], "labels": [], "sha256": [], "bad": []}
+    if home.exists() and cached(home, pixels) is None:  # damaged, for it appeared whole
+        shutil.rmtree(home, ignore_errors=True)
     try:
         with paths.write_folder_whole(home) as folder:
+            decoding = contextlib.closing(in_threads(one, [file.path for file in files], workers))
             # Written in order and never mapped while it grows: a full disk is then an error, not a crash.
-            with (folder / "images.bin").open("wb") as out:
-                decoded = in_threads(one, [file.path for file in files], workers)
+            with (folder / "images.bin").open("wb") as out, decoding as decoded:
                 bar = tqdm(decoded, "decode", len(files), disable=None if progress else True, unit="image", leave=False)
                 for file, digest, raw in zip(files, digests, bar):
                     if isinstance(raw, OSError):
@@ -252,8 +277,9 @@ def fill_cache(
                     index["sha256"].append(digest)
             (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     except BloodcellError:
-        if not (home / "index.json").exists():  # else another process filled it first, with the same images
+        if cached(home, pixels) is None:  # else another process filled it first, with the same images
             raise
+    return index
 
 
 def report_bad(bad: list[list[str]], total: int, folder: Path, skip: bool) -> None:
@@ -262,7 +288,8 @@ def report_bad(bad: list[list[str]], total: int, folder: Path, skip: bool) -> No
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     what = f"{len(bad)} of {total} files in {folder} cannot be read: {first}{more}"
     if not skip or len(bad) == total:
-        raise BloodcellError(f"{what}. Mend or remove them, or leave them out with --skip-bad.")
+        or_skip = ", or leave them out with --skip-bad" if len(bad) < total else ""
+        raise BloodcellError(f"{what}. Mend or remove them{or_skip}.")
     tqdm.write(f"Left out: {what}.")
 
 
@@ -273,27 +300,36 @@ def in_threads(function: Callable[[T], R], items: list[T], workers: int) -> Iter
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hexadecimal sha256 of a file's bytes. Raises BloodcellError for what cannot be read, such as a broken link."""
+    if not path.is_file():  # a pipe would never end
+        raise BloodcellError(f"{path} is no file, or a link to none: mend or remove it.")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):  # a file may be larger than the memory
+                digest.update(block)
+    except OSError as error:
+        raise BloodcellError(f"Cannot read {path}: {error.strerror}.") from error
+    return digest.hexdigest()
 
 
 @functools.cache
-def manifest() -> dict[str, dict[str, str]]:
-    """sha256 of each course image by part and name, from `data/manifest.csv`; empty where that file is absent."""
-    table: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+def manifest() -> dict[str, dict[str, tuple[int, str]]]:
+    """Label and sha256 of each course image by part and name, from `data/manifest.csv`; empty without that file."""
+    table: dict[str, dict[str, tuple[int, str]]] = {"train": {}, "test": {}}
     if paths.MANIFEST.exists():
         with paths.MANIFEST.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                table[row["part"]][row["name"]] = row["sha256"]
+                table[row["part"]][row["name"]] = (CLASS_MAP.get(row["class"], -1), row["sha256"])
     return table
 
 
-def name_source(folder: Path, part: str, names: list[str], sha256: list[str]) -> str:
+def name_source(folder: Path, part: str, names: Sequence[str], labels: Sequence[int], sha256: Sequence[str]) -> str:
     """What to call these images: the course set if the manifest has exactly them, synthetic, or the folder's name."""
     if (folder / "synthetic.json").exists():
         return SYNTHETIC
     known = manifest()[part]
-    if known and dict(zip(names, sha256)) == known and len(names) == len(known):
+    if known and dict(zip(names, zip(labels, sha256))) == known and len(names) == len(known):
         return COURSE
     return folder.resolve().name
 

@@ -41,7 +41,7 @@ class Part:
 
 def network_parts(config: ModelConfig, pixels: int) -> list[Part]:
     """Input, stem, stages and head of an MBConv network. Raises BloodcellError for another kind of network."""
-    with torch.random.fork_rng(devices=[]):  # a picture must not change what is trained after it
+    with torch.device("meta"):  # shapes without numbers: nothing is computed, nor drawn from the global random state
         model = models.build(config)
     net = model.net
     if not isinstance(net, MBConvNet):

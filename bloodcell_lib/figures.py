@@ -23,7 +23,7 @@ from bloodcell_lib.gallery import class_distribution, manifest_cells, sample_she
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import Record
 from bloodcell_lib.reference import CLAIMS
-from bloodcell_lib.style import FOOT, GREY, INK, WIDTH, canvas, save, styled
+from bloodcell_lib.style import FOOT, GREY, INK, WIDTH, Page, canvas, save, styled
 from bloodcell_lib.style import style as style  # offered here too: the one context for a figure of one's own
 
 # Okabe and Ito's colours and one of Tol's, told apart by colour-blind readers; one colour a group everywhere.
@@ -44,7 +44,7 @@ CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "
 @styled
 def architecture(config: ModelConfig, pixels: int) -> Figure:
     """The MBConv network of `config` at `pixels` x `pixels`, and one of its blocks, drawn from the model itself."""
-    figure = Figure((WIDTH, 3.55 + FOOT))
+    figure = Page((WIDTH, 3.55 + FOOT))
     draw_network(figure, config, pixels, FOOT)
     return figure
 

@@ -158,7 +158,7 @@ class MBConvNet(nn.Module):
                 blocks.append(MBConv(channels, stage, stride, config.squeeze_excite, drop))
                 channels, done = stage.channels, done + 1
             self.stages.append(nn.Sequential(*blocks))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.head = nn.Linear(channels, CLASSES)
         self.apply(initialise)
 

@@ -19,14 +19,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bloodcell_lib import evaluate, models, paths
+from bloodcell_lib import evaluate, experiments, models, paths
 from bloodcell_lib.compare import claims_table, study_table
-from bloodcell_lib.experiments import EXPERIMENTS, EXTRA, PROFILES, STUDY, Profile
+from bloodcell_lib.experiments import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import Predictions, Record
 from bloodcell_lib.reference import CLAIMS
 
 DASH = "--"
+REFERENCE_PIXELS, REFERENCE_EPOCHS, REFERENCE_IMAGES = 224, 50, 640  # as the reference states them; 640: validation
 LEVEL = r"95\,\%"  # of every interval, in `evaluate` and `compare`
 NAMES = {
     "NameVgg": "VGG-16",
@@ -99,7 +100,7 @@ class Study:
     @property
     def budget(self) -> Profile:
         """The profile's own settings, which say what is planned where nothing is recorded."""
-        return PROFILES[self.profile]
+        return experiments.profile(self.profile)
 
     def runs(self, name: str) -> list[Record]:
         """The records of one experiment."""
@@ -237,12 +238,13 @@ def _claims(study: Study) -> dict[str, str]:
         found[f"{prefix}Measured"] = escape(row["measured"] or DASH)
         found[f"{prefix}Low"], found[f"{prefix}High"] = number(row["low"], digits), number(row["high"], digits)
         found[f"{prefix}Verdict"] = escape(row["verdict"])
-    # The stated accuracy as a count of its validation images, 640 by its own split, and what so many images can tell.
+    # The stated accuracy as a count of its validation images, and what so many images can tell.
     stated = next(claim.value for claim in CLAIMS if claim.key == "main_accuracy") / 100
-    low, high = evaluate.wilson(round(stated * 640), 640)
+    correct = round(stated * REFERENCE_IMAGES)
+    low, high = evaluate.wilson(correct, REFERENCE_IMAGES)
     return found | {
-        "ReferenceImages": count(640),
-        "ReferenceCorrect": count(round(stated * 640)),
+        "ReferenceImages": count(REFERENCE_IMAGES),
+        "ReferenceCorrect": count(correct),
         "ReferenceLow": number(100 * low, 1),
         "ReferenceHigh": number(100 * high, 1),
     }

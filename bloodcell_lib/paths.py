@@ -11,6 +11,12 @@ from pathlib import Path
 
 from bloodcell_lib.errors import BloodcellError
 
+
+def from_environment(name: str, otherwise: Path) -> Path:
+    """The folder that an environment variable names, absolute and with `~` spelt out, else `otherwise`."""
+    return Path(os.path.expanduser(os.environ.get(name) or otherwise)).absolute()
+
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
@@ -21,18 +27,17 @@ MANIFEST = ROOT / "data" / "manifest.csv"
 CLASS_MAP_FILE = ROOT / "data" / "class_map.json"
 
 # The environment may move what a run reads and writes: tests and clusters do.
-RUNS = Path(os.environ.get("BLOODCELL_RUNS") or ROOT / "runs").absolute()
-RAW = Path(os.environ.get("BLOODCELL_RAW") or ROOT / "data" / "raw").absolute()
-CACHE = Path(os.environ.get("BLOODCELL_CACHE") or ROOT / "data" / "cache").absolute()
+RUNS = from_environment("BLOODCELL_RUNS", ROOT / "runs")
+RAW = from_environment("BLOODCELL_RAW", ROOT / "data" / "raw")
+CACHE = from_environment("BLOODCELL_CACHE", ROOT / "data" / "cache")
 
 
 def data_folder() -> Path | None:
     """The user's images: `BLOODCELL_DATA` if it is set, else `data/raw/course` if it was fetched, else None."""
-    named = os.environ.get("BLOODCELL_DATA")
-    if named:
-        return Path(named).expanduser().absolute()
     fetched = RAW / "course"
-    return fetched if fetched.is_dir() else None
+    if os.environ.get("BLOODCELL_DATA") or fetched.is_dir():
+        return from_environment("BLOODCELL_DATA", fetched)
+    return None
 
 
 @contextlib.contextmanager
@@ -44,19 +49,15 @@ def write_whole(target: Path) -> Iterator[Path]:
     target = Path(target)
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise BloodcellError(
-            f"Cannot write {target}: {error.strerror or error}. Free some space or choose another folder."
-        ) from error
+        with _told(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            _flush(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -71,26 +72,46 @@ def write_folder_whole(target: Path) -> Iterator[Path]:
     target = Path(target)
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        os.chmod(temporary, 0o777 & ~_umask())
-        os.rename(temporary, target)
-    except OSError as error:
-        if target.exists():
-            raise BloodcellError(
-                f"{target} was written by another run meanwhile: this run's copy is dropped."
-            ) from error
-        raise BloodcellError(
-            f"Cannot write {target}: {error.strerror or error}. Free some space or choose another folder."
-        ) from error
+        with _told(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    _flush(path)
+            os.chmod(temporary, 0o777 & ~_umask())
+            try:
+                os.rename(temporary, target)
+            except OSError as error:
+                if not target.exists():
+                    raise
+                raise BloodcellError(
+                    f"{target} was written by another run meanwhile: this run's copy is dropped."
+                ) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Turns what goes wrong while `target` is written into one sentence; the code's own mistakes pass."""
+    try:
+        yield
+    except BloodcellError:
+        raise
+    except Exception as error:
+        # Writers in C++ and Rust (torch, safetensors) have errors of their own, so the disk is asked.
+        full = not isinstance(error, OSError) and shutil.disk_usage(target.parent).free < 1 << 20
+        if not (full or isinstance(error, OSError)):
+            raise
+        why = "No space left on device" if full else error.strerror or error
+        raise BloodcellError(f"Cannot write {target}: {why}. Free some space or choose another folder.") from error
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _umask() -> int:

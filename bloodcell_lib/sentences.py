@@ -14,7 +14,7 @@ from bloodcell_lib import evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.experiments import EXTRA, STUDY
-from bloodcell_lib.numbers import Study, count, escape, number, signed
+from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study, count, escape, number, signed
 from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"
@@ -29,7 +29,6 @@ def sentences(study: Study) -> dict[str, str]:
         "DataSentence": source(study),
         "ImageTreatment": treatment(study),
         "BudgetDeviation": deviation(study),
-        "PrecisionPhrase": precision(study),
         "SeVerdict": effect(study, "no_se"),
         "RegularisationVerdict": effect(study, "reg_none"),
         "CosineVerdict": effect(study, "lr_constant"),
@@ -106,30 +105,21 @@ def source(study: Study) -> str:
 def treatment(study: Study) -> str:
     """How a photograph becomes an input."""
     size, crop = study.budget.pixels, study.budget.crop
-    cut = rf"cropped to its central {crop} $\times$ {crop} pixels and " if crop else ""
+    cut = rf"cropped to the central {crop} $\times$ {crop} pixels, " if crop else ""
     return rf"{cut}resized to {size} $\times$ {size}"
 
 
 def deviation(study: Study) -> str:
     """How the profile's budget differs from the reference's."""
     pixels, epochs = study.budget.pixels, study.budget.epochs
-    if (pixels, epochs) == (224, 50):
+    stated, long = REFERENCE_PIXELS, REFERENCE_EPOCHS
+    if (pixels, epochs) == (stated, long):
         return "Input size and epochs are the reference's."
     return (
-        rf"The reference states 224 $\times$ 224 pixels and 50 epochs; the runs reported here have the budget "
-        rf"\texttt{{{escape(study.profile)}}}, {pixels} $\times$ {pixels} pixels and {epochs} epochs, so that they test its "
+        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs; the runs reported here, of the "
+        rf"budget \texttt{{{escape(study.profile)}}}, have {pixels} $\times$ {pixels} and {epochs}, so they test its "
         "claims at a smaller size than it made them with."
     )
-
-
-def precision(study: Study) -> str:
-    """The arithmetic of training, which follows from the device unless the recipe names it."""
-    if not study.main("machine"):
-        return "single or mixed precision, by device"
-    chosen = study.main("config", "train", "precision")
-    on_gpu = "NVIDIA" in study.main("machine", "device")
-    half = chosen in ("float16", "bfloat16") or (chosen is None and on_gpu)
-    return r"mixed precision \citep{micikevicius2018}" if half else "single precision"
 
 
 def effect(study: Study, without: str) -> str:
@@ -199,27 +189,26 @@ def budget(study: Study) -> str:
             "the baselines under both budgets, with seeds that the main model has too."
         )
     changes = [f"from {number(a, 2)} to {number(b, 2)} points for {title}" for title, a, b in gaps]
-    # A gap that was never there cannot be explained; one that the recipe at least halves is more budget than network.
-    halved = [title for title, a, b in gaps if a > 0 and b <= a / 2]
-    of = join([title for title, _, _ in gaps])
-    if len(halved) == len(gaps):
-        verdict = f"For {of}, the reference's gap is thus for the larger part one of training budget"
-    elif halved:
-        verdict = f"Only for {join(halved)} is it thus for the larger part one of training budget"
-    else:
-        verdict = f"For {of}, it is thus for the larger part not one of training budget"
-    return f"With the main model's whole recipe, the distance to it goes {join(changes)}. {verdict}."
+    moved = f"With the main model's whole recipe, the distance to it goes {join(changes)}."
+    behind = [(title, a, b) for title, a, b in gaps if a > 0]  # a gap that was never there needs no explanation
+    halved = [title for title, a, b in behind if b <= a / 2]
+    if not behind:
+        return moved
+    if not halved:
+        return f"{moved} It is halved for none of them, and so for the larger part not one of training budget."
+    which = "all of them" if len(halved) == len(behind) else join(halved)
+    return f"{moved} It is at least halved for {which}, and there for the larger part one of training budget."
 
 
 def best_epoch(study: Study) -> str:
     """How much the reference's way of picking an epoch flatters."""
     row = study.row("main")
     if not row:
-        return "How much that flatters is not measured yet."
-    gap = 100 * (row["best_epoch_mean"] - row["mean"])
+        return "How much it flatters to report the best epoch, as the reference does, is not measured yet."
+    best, final = 100 * row["best_epoch_mean"], 100 * row["mean"]
     return (
-        rf"Picked so, our main model would read {number(100 * row['best_epoch_mean'], 2)}\,\%, "
-        f"{number(gap, 2)} points more than it has when training ends."
+        rf"By its best epoch, which is what the reference reports, the model would read {number(best, 2)}\,\%, "
+        f"{number(best - final, 2)} points more than it has when training ends."
     )
 
 
@@ -261,15 +250,13 @@ def mistakes(study: Study) -> str:
     if not wrong:
         return f"It makes no mistake in {count(len(labels))} predictions."
     top = evaluate.top_confusions(evaluate.confusion(labels, predicted), 3)
-    rows = [f"{_a(row.true)} read as {_a(row.predicted)} ({row.count_})" for row in _rows(top)]
+    rows = [
+        f"{_a(true)} read as {_a(said)} ({n})" for true, said, n in zip(top["true"], top["predicted"], top["count"])
+    ]
     return (
-        f"Of its {plural(wrong, 'mistake')} in {count(len(labels))} predictions, the most frequent "
+        f"Of {plural(wrong, 'mistake')} in {count(len(labels))} predictions, the most frequent "
         f"{'are' if len(rows) > 1 else 'is'} {join(rows)}."
     )
-
-
-def _rows(top):
-    return top.rename(columns={"count": "count_"}).itertuples()
 
 
 def closing(study: Study) -> str:

@@ -130,17 +130,17 @@ def _begin(threads: int, tie: Connection) -> None:
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
+def dask_executor(address: str, timeout: float = 10.0) -> Iterator[Executor]:
     """The workers of a Dask cluster as an executor; they must see the same folders for images and records.
 
-    Raises BloodcellError if dask.distributed is not installed or the scheduler does not answer.
+    Raises BloodcellError if dask.distributed is not installed or no scheduler answers within `timeout` seconds.
     """
     try:
         from distributed import Client
     except ImportError as error:
         raise BloodcellError("--dask needs dask.distributed: pip install 'bloodcell-lib[cluster]'.") from error
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=timeout)
     except (OSError, TimeoutError, ValueError) as error:
         raise BloodcellError(f"No Dask scheduler answers at {address}: start one with `dask scheduler`.") from error
     with client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -70,12 +71,19 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def canvas(height: float, note: str = "", **grid) -> tuple[Figure, np.ndarray]:
-    """A figure `WIDTH` wide and `height` + `FOOT` inches high, axes as `subplots` gives them, a note at its foot.
+class Page(Figure):
+    """A figure that pyplot does not know: nothing to close, and a notebook shows it once, whatever its backend."""
 
-    It is not registered with pyplot: nothing to close, and a notebook shows it once.
-    """
-    figure = Figure((WIDTH, height + FOOT), layout="constrained")
+    def _repr_png_(self) -> bytes:
+        with style():
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def canvas(height: float, note: str = "", **grid) -> tuple[Page, np.ndarray]:
+    """A figure `WIDTH` wide and `height` + `FOOT` inches high, axes as `subplots` gives them, a note at its foot."""
+    figure = Page((WIDTH, height + FOOT), layout="constrained")
     foot = FOOT / (height + FOOT)
     figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
     figure.text(0.05 / WIDTH, 0.03 / (height + FOOT), note, size=7.5, color=GREY, va="bottom")
@@ -90,12 +98,11 @@ def save(figure: Figure, name: str, folder: Path, stamp: str | None = None) -> l
     written = []
     with style():
         if stamp:
-            figure.text(
-                *(1 - 0.05 / WIDTH, 0.03 / figure.get_figheight(), stamp),
-                **{"size": 7.5, "weight": "bold", "color": "#993322", "ha": "right", "va": "bottom"},
-            )
+            look = {"size": 7.5, "weight": "bold", "color": "#993322", "ha": "right", "va": "bottom"}
+            figure.text(1 - 0.05 / WIDTH, 0.03 / figure.get_figheight(), stamp, **look)
         # Neither a date nor a version: a figure changes in git only when its picture does.
-        for suffix, metadata in ((".pdf", {"CreationDate": None, "Producer": None}), (".png", {"Software": None})):
+        nothing = {".pdf": {"CreationDate": None, "Creator": None, "Producer": None}, ".png": {"Software": None}}
+        for suffix, metadata in nothing.items():
             target = Path(folder) / f"{name}{suffix}"
             with paths.write_whole(target) as temporary:
                 figure.savefig(temporary, dpi=DPI, metadata=metadata)

@@ -163,7 +163,7 @@ def draw(cell_type: str | CellType, rng: np.random.Generator, prefix: str | None
     dyes = np.array([VIOLET, BLUE, EOSIN, HAEMOGLOBIN], np.float32) * _pick(rng, (0.88, 1.12))
     dyes *= 1 + 0.05 * rng.standard_normal((4, 3), dtype=np.float32)
     rows, columns = _light(rng)
-    blur, sharpness, noise = rng.uniform(0.8, 1.6), rng.uniform(0, 1.7), rng.uniform(0.2, 1)
+    blur, sharpness, noise = rng.uniform(0.8, 1.6), rng.uniform(0, 1.7), rng.uniform(0.6, 3)
     planes = []
     for c in range(3):
         plane = np.exp(-dyes[3, c] * red)
@@ -435,12 +435,13 @@ def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _exposed(plane: np.ndarray, blur: float, sharpness: float, noise: float, rng: np.random.Generator) -> np.ndarray:
     """One colour of the picture through lens and sensor: float32 (363, 360) -> uint8.
 
-    `blur` is in pixels; a sharpness of 0 leaves it, 1 undoes it, and above 1 edges are raised, as cameras do.
+    `blur` is in pixels; a sharpness of 0 leaves it, 1 undoes it, and above 1 edges are raised, as cameras do. `noise`
+    is in levels.
     """
     seen = gaussian_filter(plane, blur, truncate=2)
     plane -= seen
     plane *= np.float32(sharpness)
     seen += plane
-    seen += rng.integers(-3, 4, seen.shape, np.int8) * np.float32(noise)
+    seen += rng.integers(-128, 128, seen.shape, np.int8) * np.float32(noise / 128)
     seen += np.float32(0.5)
     return np.clip(seen, 0, 255, out=seen).astype(np.uint8)

@@ -93,7 +93,7 @@ def ablations(study: Study) -> str:
     """Each change of the main recipe: accuracy, and the corrected exact test against the main model."""
     rows: list[Sequence[str] | str] = [("Main recipe", _accuracy(study.row("main")), "")]
     for group in GROUPS:
-        rows.append(r"\addlinespace[3pt]")
+        rows.append(r"\addlinespace[2pt]")
         for name, row in STUDY.items():
             if row.group == group:
                 p = study.row(name).get("p_holm")
@@ -120,31 +120,37 @@ def claims(study: Study) -> str:
     """The reference's claims, what its other files say, what is measured, and the verdict by the stated rule."""
     rows = []
     for key, row in study.claims.iterrows():
-        digits = 0 if row["measured"] and not row["unit"] and key != "main_f1" else 3 if key == "main_f1" else 1
-        exact = row["low"] == row["high"]
-        measured = row["measured"].partition(" (")[0]
-        interval = ""
-        if measured and not exact:
-            interval = f" [{_bound(row, 'low', digits)}, {_bound(row, 'high', digits)}]"
-        rows.append(
-            (
-                escape(
-                    row["claim"].replace("validation, best epoch", "accuracy").replace("Squeeze-and-excitation", "SE")
-                ),
-                escape(row["stated"]),
-                escape(without_source(row["elsewhere"])),
-                (escape(measured.removesuffix(" %")) or DASH) + interval,
-                row["verdict"],
-            )
-        )
+        digits = 3 if key == "main_f1" else 1
+        bounds = [
+            signed(row[k], digits) if row["unit"] == "points" else number(row[k], digits) for k in ("low", "high")
+        ]
+        measured = escape(row["measured"].partition(" (")[0].removesuffix(" %")) or DASH
+        if row["measured"] and row["low"] < row["high"]:
+            measured += f" [{bounds[0]}, {bounds[1]}]"
+        claim, elsewhere = (_shorter(text) for text in (row["claim"], without_source(row["elsewhere"])))
+        rows.append((escape(claim), escape(row["stated"]), escape(elsewhere), measured, row["verdict"]))
     # The third column breaks its lines: one claim there is a sentence.
-    columns = r"ll>{\raggedright\arraybackslash}p{3.1cm}ll"
+    columns = r"ll>{\raggedright\arraybackslash}p{2.7cm}ll"
     return tabular(columns, ("Claim", "Stated", "Its other files", "Measured [interval]", "Verdict"), rows)
 
 
-def _bound(row, key: str, digits: int) -> str:
-    """A bound with its sign where the claim is of a difference."""
-    return signed(row[key], digits) if row["unit"] == "points" else number(row[key], digits)
+SHORTER = {
+    "validation, best epoch": "accuracy",
+    "hidden test set": "test set",
+    "Squeeze-and-excitation, r": "SE, r",
+    " in the final": ", final",
+    "over a constant rate": "over constant",
+    "images/s, about": "images/s,",
+    ", of a model of": ", with",
+    "M parameters": "M",
+}
+
+
+def _shorter(text: str) -> str:
+    """A claim's words as the narrow table wants them."""
+    for long, short in SHORTER.items():
+        text = text.replace(long, short)
+    return text
 
 
 def _accuracy(row: dict) -> str:

@@ -77,19 +77,12 @@ class TrainConfig:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give 0 or more.")
 
 
-def _constant(done: float) -> float:
-    return 1.0
-
-
-def _step(done: float) -> float:
-    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
-
-
-def _cosine(done: float) -> float:
-    return (1 + math.cos(math.pi * done)) / 2
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "step": _step, "constant": _constant}
+# The share of the rate that is left when the share `done` of the epochs is behind.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "step": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
+    "constant": lambda done: 1.0,
+}
 OPTIMISERS = ("adamw", "adam")
 
 
@@ -215,9 +208,8 @@ class Trainer:
         maker = torch.optim.AdamW if c.optimiser == "adamw" else torch.optim.Adam
         decay = c.weight_decay if c.optimiser == "adamw" else 0.0
         cuda = self.device.type == "cuda"
-        self.optimiser = maker(
-            self.model.parameters(), c.learning_rate, (0.9, 0.999), weight_decay=decay, fused=cuda, foreach=not cuda
-        )
+        # Fused also on a CPU: 4 to 8 times as fast as one kernel an operation, dear for many small tensors.
+        self.optimiser = maker(self.model.parameters(), c.learning_rate, (0.9, 0.999), weight_decay=decay, fused=True)
         precision = c.precision or ("float16" if cuda else "float32")
         self.dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16" and cuda)

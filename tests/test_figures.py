@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 
 import matplotlib as mpl
@@ -134,6 +135,7 @@ def test_draw_all_writes_every_figure_twice(study, tmp_path, cells):
         assert b"/Type3" not in raw
         assert b"/CIDFontType2" in raw
         assert b"CreationDate" not in raw
+        assert b"atplotlib" not in raw  # nor its version
         assert b"MediaBox [ 0 0 396 " in raw  # 5.5 inches
     assert plt.get_fignums() == []
 
@@ -148,11 +150,10 @@ def test_the_same_records_give_the_same_bytes(study, tmp_path):
 @pytest.mark.parametrize("name", EVERY)
 def test_the_stamp_is_readable(name, study, cells, tmp_path):
     figure = drawn(name, study, cells)
-    plain = figures.save(drawn(name, study, cells), "plain", tmp_path)
-    stamped = figures.save(figure, "stamped", tmp_path, stamp="synthetic demo")
-    assert [text.get_text() for text in figure.texts][-1] == "synthetic demo"
+    before = len(figure.texts)
+    figures.save(figure, "stamped", tmp_path, stamp="synthetic demo")
+    assert [text.get_text() for text in figure.texts[before:]] == ["synthetic demo"]
     check_layout(figure)
-    assert plain[1].read_bytes() != stamped[1].read_bytes()
 
 
 def test_a_full_disk_is_no_missing_figure(study, tmp_path):
@@ -188,6 +189,12 @@ def test_style_leaves_the_users_settings_alone(study):
     assert [t.get_fontsize() for t in other.findobj(mpl.text.Text)] == [
         t.get_fontsize() for t in figure.findobj(mpl.text.Text)
     ]
+
+
+def test_a_notebook_shows_a_figure_without_pyplot(study):
+    with Image.open(io.BytesIO(figures.training_curves(study)._repr_png_())) as image:
+        assert image.size == (825, 355)
+    assert plt.get_fignums() == []
 
 
 def test_class_distribution_counts(cells):
@@ -238,7 +245,8 @@ def test_architecture_adds_up_to_the_model(config):
     state = torch.random.get_rng_state()
     parts = diagram.network_parts(config, 96)
     assert (torch.random.get_rng_state() == state).all()
-    model = models.build(config)
+    with torch.device("meta"):
+        model = models.build(config)
     assert sum(part.parameters for part in parts) == models.parameters(model)
     assert sum(part.macs for part in parts) == models.macs(model, 96)
     assert [part.name for part in parts] == [
@@ -253,7 +261,7 @@ def test_architecture_adds_up_to_the_model(config):
         assert part.shape[0] == stage.channels
         assert part.gated == (stage.squeeze_excite and config.squeeze_excite)
         assert (part.expand, part.kernel) == (str(stage.expand), f"3 × 3, {stage.stride}")
-    assert parts[-2].shape[1:] == model.net.features(torch.zeros(2, 3, 96, 96)).shape[2:]
+    assert parts[-2].shape[1:] == model.net.features(torch.zeros(2, 3, 96, 96, device="meta")).shape[2:]
     words = [text.get_text() for text in figures.architecture(config, 96).axes[0].texts]
     assert any(f"{models.parameters(model):,} parameters" in word for word in words)
     assert ("squeeze, excite" in words) == any(part.gated for part in parts)

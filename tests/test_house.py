@@ -1,0 +1,77 @@
+"""The repository keeps its own rules: who imports whom, what is in git, what the README says of both."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+
+import pytest
+
+from bloodcell_lib import paths
+from bloodcell_lib.experiments import PROFILES
+
+README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = re.findall(r"^\| `(\w+)` \|", README.split("| module |")[1].split("\n## ")[0], re.MULTILINE)
+
+
+def tracked() -> list[str]:
+    done = subprocess.run(["git", "-C", str(paths.ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split("\0") if (paths.ROOT / name).is_file()]
+
+
+def imports(module: str) -> set[str]:
+    tree = ast.parse((paths.ROOT / "bloodcell_lib" / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "bloodcell_lib":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bloodcell_lib."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("bloodcell_lib.")}
+    return found
+
+
+def test_readme_lists_every_module():
+    there = {path.stem for path in (paths.ROOT / "bloodcell_lib").glob("*.py")} - {"__init__"}
+    assert set(MODULES) == there
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_above_it(module):
+    above = set(MODULES[: MODULES.index(module)])
+    assert imports(module) <= above, f"{module} reaches {imports(module) - above}"
+
+
+def test_readme_profiles_are_the_codes():
+    for name, pixels, epochs, seeds in re.findall(
+        r"^\| `(demo|cpu|full)` \|[^|]*\| (\d+) \| (\d+) \| (\d+) \|", README, re.M
+    ):
+        profile = PROFILES[name]
+        assert (profile.pixels, profile.epochs, len(profile.seeds)) == (int(pixels), int(epochs), int(seeds))
+    assert len(re.findall(r"^\| `(?:demo|cpu|full)` \|", README, re.MULTILINE)) == 3
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (paths.ROOT / target).exists(), target
+
+
+def test_git_holds_no_photograph_no_weights_and_no_clutter():
+    wrong = re.compile(
+        r"\.(jpe?g|tiff?|bmp|pt|pth|pkl|aux|log|pyc)$|(^|/)(runs|\.ipynb_checkpoints|__pycache__)/", re.I
+    )
+    assert [name for name in tracked() if wrong.search(name)] == []
+    # Pictures are figures that code draws; nowhere else.
+    assert [n for n in tracked() if n.endswith((".png", ".pdf")) and not n.startswith(("figures/", "report/"))] == []
+
+
+def test_no_text_names_a_private_place():
+    private = re.compile(r"/(work|home|Users|root)/\w|[A-Z]:\\\\Users")
+    for name in tracked():
+        if (
+            name.endswith((".py", ".md", ".toml", ".yml", ".tex", ".ipynb", ".json", "Makefile"))
+            and "test_house" not in name
+        ):
+            assert not private.search((paths.ROOT / name).read_text(encoding="utf-8")), name

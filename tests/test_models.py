@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision import ops
+from torchvision.models.efficientnet import MBConv as TheirMBConv
+from torchvision.models.efficientnet import MBConvConfig
+
+from bloodcell_lib import models
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import MBConv, ModelConfig, SqueezeExcite, Stage, StochasticDepth, build
+
+NAMES = list(models.NETWORKS)
+MBCONV_NAMES = ["deep_efficientnet", "as_described", "efficientnet_lite"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from more, and lose much where other processes run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(name: str, seed: int = 0, **changes) -> nn.Module:
+    torch.manual_seed(seed)
+    return build(ModelConfig(name, **changes))
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Batch norms as after some training: residual branches that start at zero would hide what is in them."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
+            module.running_mean.uniform_(-0.2, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("simple_cnn", 26_084_104, 26_084_104),
+        ("resnet18", 11_180_616, 11_180_616),
+        ("deep_efficientnet", 1_840_228 * 0.99, 1_840_228 * 1.01),
+        ("efficientnet_lite", 550_000 * 0.98, 550_000 * 1.02),
+        ("as_described", 295_000, 305_000),
+    ],
+)
+def test_parameters(name, low, high):
+    model = network(name)
+    assert low <= models.parameters(model) <= high
+    assert models.parameters(model) == sum(p.numel() for p in model.net.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_size_gives_eight_logits_with_the_same_parameters(name):
+    model = network(name).eval()
+    before = models.parameters(model)
+    for pixels, batch in ((32, 3), (64, 2), (112, 1), (224, 1)):
+        with torch.no_grad():
+            logits = model(torch.rand(batch, 3, pixels, pixels))
+        assert logits.shape == (batch, 8) and logits.dtype == torch.float32 and logits.isfinite().all()
+    assert models.parameters(model) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter(name):
+    model = lively(network(name, stochastic_depth=0.0)).train()
+    F.cross_entropy(model(torch.rand(4, 3, 64, 64)), torch.arange(4)).backward()
+    still = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ]
+    assert not still
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_is_deterministic_and_image_by_image(name):
+    model = lively(network(name)).eval()
+    x = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        together = model(x)
+        assert torch.equal(together, model(x))
+        alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MBCONV_NAMES)
+def test_what_is_switched_off_is_gone(name):
+    bare = network(name, dropout=0.0, stochastic_depth=0.0, squeeze_excite=False)
+    assert not [m for m in bare.modules() if isinstance(m, (nn.Dropout, StochasticDepth, SqueezeExcite))]
+    x = torch.rand(2, 3, 32, 32)
+    bare.train()
+    with torch.no_grad():
+        assert torch.equal(bare(x), bare(x))  # nothing left that draws by lot
+
+
+def test_squeeze_and_excitation_stands_in_stages_3_and_4_alone():
+    for name in ("deep_efficientnet", "as_described"):
+        stages = network(name).net.stages
+        has = [[isinstance(block.squeeze_excite, SqueezeExcite) for block in stage] for stage in stages]
+        assert [set(row) for row in has] == [{False}, {False}, {True}, {True}]
+    with_se, without = network("deep_efficientnet"), network("deep_efficientnet", squeeze_excite=False)
+    gates = sum(p.numel() for m in with_se.modules() if isinstance(m, SqueezeExcite) for p in m.parameters())
+    assert models.parameters(with_se) - models.parameters(without) == gates > 0
+
+
+def test_stochastic_depth_grows_linearly_to_what_was_asked():
+    blocks = [block for stage in network("deep_efficientnet", stochastic_depth=0.2).net.stages for block in stage]
+    for i, block in enumerate(blocks):
+        assert isinstance(block.drop, StochasticDepth) == (block.residual and i > 0)
+        if isinstance(block.drop, StochasticDepth):
+            assert block.drop.probability == pytest.approx(0.2 * i / (len(blocks) - 1))
+    assert blocks[-1].drop.probability == pytest.approx(0.2)
+
+
+def test_deep_efficientnets_feature_maps():
+    seen = models.trace(network("deep_efficientnet"), 224)
+    shapes = [seen[f"net.stages.{i}"][0] for i in range(4)]
+    assert shapes == [(16, 112, 112), (24, 56, 56), (40, 28, 28), (80, 14, 14)]
+    assert seen["net.stem"][0] == (32, 112, 112) and seen[""][0] == (8,)
+
+
+def given_the_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    values = list(ours.state_dict().values())
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+
+
+def assert_alike(ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> None:
+    """Outputs, gradients of input and parameters, and buffers after one training step's pass and one in evaluation."""
+    for training in (True, False):
+        results = []
+        for module in (ours, theirs):
+            torch.manual_seed(3)
+            module.train(training).zero_grad()
+            seen = x.clone().requires_grad_()
+            out = module(seen)
+            out.square().sum().backward()
+            results.append([out, seen.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+        torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+
+
+def test_squeeze_excite_is_torchvisions():
+    torch.manual_seed(0)
+    ours, theirs = SqueezeExcite(24, 6), ops.SqueezeExcitation(24, 6, activation=nn.SiLU)
+    given_the_same_weights(ours, theirs)
+    assert_alike(ours, theirs, torch.randn(3, 24, 7, 9))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("channels_in", "channels", "expand", "stride", "kernel"),
+    [(32, 16, 1, 1, 3), (16, 24, 6, 2, 3), (24, 24, 6, 1, 3), (16, 16, 4, 1, 5)],
+)
+def test_mbconv_is_torchvisions(channels_in, channels, expand, stride, kernel, drop):
+    torch.manual_seed(0)
+    stage = Stage(channels, 1, stride, expand, squeeze_excite=True, kernel=kernel)
+    ours = lively(MBConv(channels_in, stage, stride, squeeze_excite=True, drop=drop))
+    config = MBConvConfig(expand, kernel, stride, channels_in, channels, 1)
+    theirs = TheirMBConv(config, drop, nn.BatchNorm2d)
+    given_the_same_weights(ours, theirs)
+    assert_alike(ours, theirs, torch.randn(6, channels_in, 9, 8))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.7])
+def test_stochastic_depth_is_torchvisions(probability):
+    ours, theirs = StochasticDepth(probability), ops.StochasticDepth(probability, mode="row")
+    assert_alike(ours, theirs, torch.randn(64, 4, 3, 3))
+    torch.manual_seed(0)
+    out = ours.train()(torch.ones(20_000, 1, 1, 1))
+    assert out.mean() == pytest.approx(1, abs=0.05)
+    assert (out == 0).float().mean() == pytest.approx(probability, abs=0.02)
+
+
+def test_macs_of_simple_cnn_by_hand():
+    by_hand = 9 * (3 * 32 * 224**2 + 32 * 64 * 112**2 + 64 * 128 * 56**2 + 128 * 256 * 28**2)
+    assert models.macs(network("simple_cnn"), 224) == by_hand + 256 * 14 * 14 * 512 + 512 * 8
+
+
+def test_macs_of_resnet18_by_hand():
+    by_hand = 3 * 64 * 49 * 112**2
+    before, side = 64, 56
+    for width in (64, 128, 256, 512):
+        side = side if width == 64 else side // 2
+        first = before * width * 9 + (before * width if before != width else 0)  # and the 1 x 1 short cut
+        by_hand += (first + 3 * width * width * 9) * side**2
+        before = width
+    by_hand += 512 * 8
+    assert models.macs(network("resnet18"), 224) == by_hand
+    assert by_hand == pytest.approx(1.814e9, rel=1e-3)
+
+
+def test_tracing_leaves_the_model_as_it_was():
+    model = network("efficientnet_lite").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    models.trace(model, 64)
+    assert model.training and all(m.training for m in model.modules())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_standardise_takes_exact_mean_and_deviation():
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(0, 256, (5, 6, 7, 3), generator=generator, dtype=torch.uint8)
+    stored[..., 1] //= 3
+    images = stored.permute(0, 3, 1, 2)  # as the cache gives them: channels last in memory
+    standardise = models.Standardise()
+    standardise.fit(images)
+    double = images.double() / 255
+    torch.testing.assert_close(standardise.mean, double.mean((0, 2, 3)).float())
+    torch.testing.assert_close(standardise.std, double.std((0, 2, 3), unbiased=False).float())
+    out = standardise((images / 255).float())
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.std((0, 2, 3), unbiased=False), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_standardise_survives_a_blank_channel_and_travels_with_the_weights():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    images[:, 0] = 255
+    first = network("efficientnet_lite")
+    first.standardise.fit(images)
+    assert first.standardise(images / 255).isfinite().all()
+    second = network("efficientnet_lite", seed=1)
+    second.load_state_dict(first.state_dict())
+    assert second.standardise.mean.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_the_global_seed_makes_the_weights():
+    one, same, other = (network("deep_efficientnet", seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["net.stem.0.weight"], other["net.stem.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"name": "resnet19"}, "Unknown model 'resnet19': choose one of deep_efficientnet"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"stochastic_depth": -0.1}, "stochastic_depth is -0.1"),
+    ],
+)
+def test_bad_configurations_are_told(changes, word):
+    with pytest.raises(BloodcellError, match=word):
+        build(ModelConfig(**changes))

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
+
+from bloodcell_lib import notebooks, paths
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.experiments import STUDY
+
+NAMES = ("01_data_exploration", "02_training", "03_ablations", "04_evaluation", "05_figures")
+STAMP_COLOUR = (0x99, 0x33, 0x22)
+
+# --- the notebooks as they lie in the repository --------------------------------------------------------------------
+
+
+@pytest.fixture(params=NAMES)
+def shipped(request: pytest.FixtureRequest) -> nbformat.NotebookNode:
+    book = nbformat.read(paths.NOTEBOOKS / f"{request.param}.ipynb", as_version=4)
+    nbformat.validate(book)
+    return book
+
+
+def code(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def test_there_are_five():
+    assert [path.stem for path in notebooks.available().values()] == list(NAMES)
+
+
+def test_no_outputs_are_kept(shipped):
+    assert all(not cell.outputs and cell.execution_count is None for cell in code(shipped))
+
+
+def test_head_and_kernel(shipped):
+    assert (shipped.nbformat, shipped.nbformat_minor) == (4, 5)
+    assert shipped.metadata.kernelspec.name == "python3"
+    first = shipped.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert "**reads**" in first.source and "**writes**" in first.source
+
+
+def test_parameters_are_independent_literals(shipped):
+    tagged = [cell for cell in shipped.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0] is code(shipped)[0]
+    for line in tagged[0].source.splitlines():
+        assert re.fullmatch(r'\w+ = ("[^"]*"|True|False|-?[\d.]+)  # .+', line), line
+    namespace: dict[str, object] = {}
+    exec(tagged[0].source, namespace)
+    assert namespace["profile"] == "demo" and namespace["data"] == ""
+
+
+def test_cells_are_short_and_told(shipped):
+    for cell in code(shipped):
+        lines = cell.source.splitlines()
+        assert len(lines) <= 15, f"{cell.id}: {len(lines)} lines"
+        for i, line in enumerate(lines):
+            if line.startswith("def "):
+                body = [row for row in lines[i:] if row.startswith(("def ", " "))]
+                assert len(body) <= 3, f"{cell.id}: a long function belongs in the library"
+    words = sum(len(cell.source.split()) for cell in shipped.cells if cell.cell_type == "markdown")
+    assert words > 200
+
+
+def test_it_runs_from_anywhere(shipped):
+    source = "\n".join(cell.source for cell in code(shipped))
+    assert "sys.path" not in source and "os.chdir" not in source and "tqdm.auto" not in source
+    assert not re.search(r"""["'](/\w|~|\.\./|[A-Z]:\\)""", source), "a path of one machine"
+
+
+def test_promises_are_declared(shipped):
+    promised = shipped.metadata.bloodcell.writes
+    text = "\n".join(cell.source for cell in shipped.cells)
+    assert promised
+    for name in promised:
+        assert not Path(name).is_absolute() and ".." not in Path(name).parts
+        assert Path(name).stem in text
+
+
+def test_cell_ids_are_readable(shipped):
+    ids = [cell.id for cell in shipped.cells]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in ids), ids
+
+
+# --- the runner -----------------------------------------------------------------------------------------------------
+
+
+def book(folder: Path, name: str, *cells: str, writes: tuple[str, ...] = (), parameters: str | None = "k = 1") -> Path:
+    """A tiny notebook; `parameters` None leaves the tagged cell out."""
+    head = [new_markdown_cell("# A notebook")]
+    if parameters is not None:
+        head.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    made = new_notebook(cells=[*head, *(new_code_cell(cell) for cell in cells)])
+    made.metadata = {
+        "bloodcell": {"writes": list(writes)},
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+    }
+    path = folder / f"{name}.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
+def execute(tmp_path: Path, *chosen: Path, **given) -> list[notebooks.Outcome]:
+    return list(notebooks.run(list(chosen), "demo", home=tmp_path / "home", **given))
+
+
+def test_a_good_one_passes_with_its_settings(tmp_path):
+    path = book(
+        tmp_path,
+        "01_good",
+        "doubled = 2 * k",
+        "from pathlib import Path\nPath('../made.txt').write_text(f'{profile} {doubled}')",
+        writes=("made.txt",),
+        parameters='k = 1\nprofile = ""',
+    )
+    (outcome,) = execute(tmp_path, path, settings={"k": 21})
+    assert outcome.problems == []
+    assert (tmp_path / "home" / "made.txt").read_text() == "demo 42"
+    assert outcome.executed == tmp_path / "home" / "notebooks" / "01_good.ipynb"
+    assert all(cell.execution_count for cell in code(nbformat.read(outcome.executed, 4)))
+    assert outcome.seconds > 0 and outcome.peak_bytes > 10_000_000
+    assert all(cell.execution_count is None for cell in code(nbformat.read(path, 4))), "the original is left alone"
+
+
+def test_failures_are_collected_and_the_rest_runs(tmp_path):
+    bad = book(tmp_path, "01_bad", "1 / 0", "k")
+    absent = book(tmp_path, "02_absent", "k", writes=("never.pdf",))
+    good = book(tmp_path, "03_good", "k")
+    first, second, third = execute(tmp_path, bad, absent, good)
+    assert len(first.problems) == 1 and "ZeroDivisionError: division by zero" in first.problems[0]
+    assert second.problems == [f"promised and absent: {tmp_path / 'home' / 'never.pdf'}"]
+    assert third.problems == []
+
+
+def test_leaving_quietly_is_a_failure(tmp_path):
+    (outcome,) = execute(tmp_path, book(tmp_path, "01_exit", "import sys\nsys.exit(0)", "k"))
+    assert outcome.problems, "papermill calls this done"
+    assert any("did not run" in problem or "SystemExit" in problem for problem in outcome.problems)
+
+
+@pytest.mark.parametrize("after", [("k",), ()], ids=["in the middle", "at the end"])
+def test_a_killed_kernel_is_a_failure(tmp_path, after):
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    (outcome,) = execute(tmp_path, book(tmp_path, "01_killed", kill, *after))
+    assert len(outcome.problems) >= 1
+    assert "died" in outcome.problems[0].lower() or "did not run" in outcome.problems[0]
+
+
+def test_a_time_limit_ends_it(tmp_path):
+    path = book(tmp_path, "01_slow", "import time\ntime.sleep(300)", "k")
+    (outcome,) = execute(tmp_path, path, limit=6)
+    assert any("stopped after 6 s, its time limit" in problem for problem in outcome.problems)
+    assert outcome.seconds < 60
+
+
+def test_an_unknown_setting_is_refused_before_anything_runs(tmp_path):
+    path = book(tmp_path, "01_good", "k")
+    with pytest.raises(BloodcellError, match="No notebook here has a parameter 'epoch': choose from k"):
+        execute(tmp_path, path, settings={"epoch": 3})
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_setting_goes_where_it_is_known(tmp_path):
+    has = book(tmp_path, "01_has", "assert k == 5")
+    lacks = book(tmp_path, "02_lacks", "assert other == 1", parameters="other = 1")
+    assert [outcome.problems for outcome in execute(tmp_path, has, lacks, settings={"k": 5})] == [[], []]
+
+
+def test_a_notebook_without_parameters_is_refused(tmp_path):
+    path = book(tmp_path, "01_bare", "1", parameters=None)
+    with pytest.raises(BloodcellError, match=r"01_bare\.ipynb has no cell tagged 'parameters'"):
+        execute(tmp_path, path)
+
+
+def test_choosing(tmp_path):
+    chosen = [book(tmp_path, name, "k") for name in ("01_a", "02_b", "04_d")]
+    assert notebooks.choose(None, tmp_path) == chosen
+    assert notebooks.choose(["04", " 1"], tmp_path) == [chosen[0], chosen[2]]
+    with pytest.raises(BloodcellError, match="There is no notebook 03: choose from 01, 02, 04"):
+        notebooks.choose(["03"], tmp_path)
+    with pytest.raises(BloodcellError, match="No notebooks in"):
+        notebooks.choose(None, tmp_path / "nowhere")
+
+
+def test_settings_are_parsed():
+    given = ["epochs=3", "name=main", 'quoted="3"', "on=true", "text=a=b"]
+    parsed = notebooks.parse_settings(given)
+    assert parsed == {"epochs": 3, "name": "main", "quoted": "3", "on": True, "text": "a=b"}
+    for wrong in ("epochs", "=3", "two words=1"):
+        with pytest.raises(BloodcellError, match="is no setting: write name=value"):
+            notebooks.parse_settings([wrong])
+
+
+# --- end to end -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """`bloodcell run` on a machine without images: the folder of the profile, and what was printed."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    places = {f"BLOODCELL_{what.upper()}": str(folder / what) for what in ("runs", "cache", "raw")}
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOODCELL_")}, **places}
+    command = [str(Path(sys.executable).with_name("bloodcell")), "run", "--profile", "demo"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return folder / "runs" / "demo", done.stdout
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "record.json").read_text(encoding="utf-8"))
+
+
+def printed(path: Path) -> str:
+    """All text that an executed notebook shows below its cells."""
+    found = []
+    for cell in code(nbformat.read(path, as_version=4)):
+        for output in cell.outputs:
+            found.append(output.get("text", ""))
+            found += [text for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(found)
+
+
+def test_all_five_are_executed(demo):
+    home, said = demo
+    rows = re.findall(r"^(\d\d_\w+)\s+(\w+)\s+\d+ s\s+([\d.]+) GiB$", said, re.M)
+    assert [name for name, _, _ in rows] == list(NAMES)
+    assert {state for _, state, _ in rows} == {"done"}
+    assert max(float(peak) for _, _, peak in rows) < 4, "GiB, on the smallest machine that this is meant for"
+    for name in NAMES:
+        assert notebooks.faults(home / "notebooks" / f"{name}.ipynb") == []
+        assert all(file.stat().st_size for file in notebooks.promises(paths.NOTEBOOKS / f"{name}.ipynb", home))
+
+
+def test_every_experiment_has_its_record(demo):
+    home, _ = demo
+    main = record(home / "main" / "seed0")
+    assert (main["profile"], main["data"]["source"], main["data"]["course"]) == ("demo", "synthetic cells", False)
+    study = {path.parent.parent.name: record(path.parent) for path in (home / "study").glob("*/seed0/record.json")}
+    assert set(study) == set(STUDY)
+    assert {info["profile"] for info in study.values()} == {"demo/study"}
+    assert len({info["data"]["fingerprint"] for info in study.values()}) == 1
+    sides = {name: info["data"]["split_sha256"] for name, info in study.items() if name != "final"}
+    assert len(set(sides.values())) == 1, "a comparison needs the same split"
+    assert not list((home / ".checkpoints").glob("*.pt"))
+
+
+def test_the_network_learnt(demo):
+    home, _ = demo
+    main = record(home / "main" / "seed0")
+    assert main["history"][-1]["train_loss"] < main["history"][0]["train_loss"]
+    assert main["final_validation_accuracy"] > 2 / 8, "twice what guessing gives"
+
+
+def test_what_is_told_is_what_was_recorded(demo):
+    home, said = demo
+    accuracy = f"{record(home / 'main' / 'seed0')['final_validation_accuracy']:.2%}"
+    assert accuracy in said
+    for name in ("02_training", "04_evaluation", "05_figures"):
+        assert accuracy in printed(home / "notebooks" / f"{name}.ipynb"), name
+    table = printed(home / "notebooks" / "03_ablations.ipynb")
+    assert all(f"{name}" in table for name in STUDY)
+
+
+def test_every_figure_of_a_demo_says_so(demo):
+    home, _ = demo
+    figures = sorted((home / "figures").glob("*.png"))
+    assert len(figures) >= 12
+    unstamped = set()
+    for path in figures:
+        assert path.with_suffix(".pdf").exists()
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        corner = pixels[-40:, -300:]
+        if not (np.abs(corner - STAMP_COLOUR).max(axis=2) < 12).any():
+            unstamped.add(path.stem)
+    assert not unstamped

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_records import write_records
+
+from bloodcell_lib import figures, numbers, paths, report, sentences
+from bloodcell_lib.compare import COLUMNS
+from bloodcell_lib.errors import BloodcellError, RunFailed
+from bloodcell_lib.experiments import EXPERIMENTS, STUDY
+from bloodcell_lib.numbers import PUBLISHED, Study
+from bloodcell_lib.records import load_records
+
+needs_latex = pytest.mark.skipif(bool(report.missing_packages()), reason="LaTeX is not complete here")
+SOURCE = (paths.REPORT / "report.tex").read_text(encoding="utf-8")
+BODY = SOURCE.split(r"\begin{document}")[1]
+STAMP = "Synthetic demo: not results"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Results of every experiment under `cpu`, and the figures drawn from them."""
+    root = tmp_path_factory.mktemp("whole")
+    write_records(root / "results" / "cpu", list(EXPERIMENTS))
+    records = load_records(root / "results" / "cpu")
+    figures.draw_all(records, records, folder=root / "figures")
+    return root
+
+
+def part(folder: Path) -> Path:
+    """Results of a part of the study: three experiments, not all with the same seeds."""
+    write_records(folder / "cpu", ["main", "no_se"], seeds=(0, 1))
+    write_records(folder / "cpu", ["simple_cnn"], seeds=(0,))
+    return folder
+
+
+def demo(folder: Path) -> Path:
+    """Results of a demo run on synthetic cells."""
+    write_records(folder / "demo" / "study", seeds=(0,), profile="demo/study")
+    for path in folder.rglob("record.json"):
+        info = json.loads(path.read_text())
+        info["data"] |= {"course": False, "source": "synthetic cells"}
+        path.write_text(json.dumps(info))
+    return folder
+
+
+def generated(folder: Path) -> dict[str, str]:
+    """The macros that were written, by name."""
+    text = (folder / "numbers.tex").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\\newcommand\{\\(\w+)\}\{(.*)\}$", text, re.M))
+
+
+def mutated(folder: Path, old: str, new: str) -> Path:
+    """A report folder whose report.tex differs from the project's in one place."""
+    folder.mkdir()
+    for name in ("bloodreport.sty", "references.bib"):
+        shutil.copy(paths.REPORT / name, folder)
+    assert SOURCE.count(old) == 1
+    (folder / "report.tex").write_text(SOURCE.replace(old, new), encoding="utf-8")
+    return folder
+
+
+def text_of(pdf: Path) -> list[str]:
+    """The words of each page."""
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not here to read the PDF back")
+    done = subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True)
+    return done.stdout.split("\f")[:-1]
+
+
+# The source
+
+
+def typed_digits(body: str) -> list[str]:
+    """Lines of LaTeX prose with a digit outside mathematics, labels, references, citations, files and lengths."""
+    body = re.sub(r"(?<!\\)%.*", "", body)
+    body = re.sub(r"\\begin\{equation\}.*?\\end\{equation\}", "", body, flags=re.S)
+    body = re.sub(r"(?<!\\)\$[^$]*\$", "", body)
+    body = re.sub(r"\\(?:label|ref|cite[pt]?|input|bibliography|drawn)\{[^}]*\}", "", body)
+    body = re.sub(r"\[[^\]]*\]|\{[\d.]+\\(?:linewidth|textwidth)\}", "", body)
+    return [line for line in body.splitlines() if re.search(r"\d", line)]
+
+
+def test_no_number_is_typed_in_the_prose():
+    assert typed_digits(BODY) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["It reaches 97 percent.", r"See \MainAccuracy{} in 3 runs.", r"\caption{All 640 images.}"]
+)
+def test_a_typed_number_would_be_found(line):
+    assert typed_digits(BODY.replace(r"\end{abstract}", f"{line}\n\\end{{abstract}}")) == [line]
+
+
+def used_macros() -> set[str]:
+    return set(re.findall(r"\\([A-Z][A-Za-z]+)", BODY))
+
+
+def test_every_macro_is_generated_whatever_is_recorded(whole, tmp_path):
+    report.generate(whole / "results", tmp_path / "whole")
+    report.generate(part(tmp_path / "results"), tmp_path / "part")
+    report.generate(tmp_path / "nothing", tmp_path / "none")
+    report.generate(demo(tmp_path / "synthetic"), tmp_path / "demo", STAMP, "demo/study")
+    names = [set(generated(tmp_path / kind)) for kind in ("whole", "part", "none", "demo")]
+    assert all(found == names[0] for found in names)
+    assert len(used_macros()) > 80
+    assert used_macros() <= names[0]
+
+
+def test_the_whole_study_leaves_no_dash(whole, tmp_path):
+    report.generate(whole / "results", tmp_path)
+    macros = generated(tmp_path)
+    missing = {name for name in used_macros() if macros[name] == numbers.DASH}
+    # The stand-in records lack some of the recipe's settings; a real one has them all.
+    assert missing <= {"ScaleLow", "ScaleHigh", "Translation", "Brightness", "Hue"}
+
+
+def test_citations_and_bibliography_agree():
+    bibliography = (paths.REPORT / "references.bib").read_text(encoding="utf-8")
+    entries = re.findall(r"^@\w+\{(\w+),", bibliography, re.M)
+    cited = {key for keys in re.findall(r"\\cite[pt]?\{([^}]*)\}", BODY) for key in keys.split(",")}
+    assert len(entries) == len(set(entries)) > 20
+    assert cited == set(entries)
+    assert {row.cite for row in PUBLISHED} <= set(entries)
+
+
+# Numbers and sentences
+
+
+def test_numbers_are_those_of_the_records(whole, tmp_path):
+    report.generate(whole / "results", tmp_path)
+    macros = generated(tmp_path)
+    finals = [
+        100 * record.info["final_validation_accuracy"]
+        for record in load_records(whole / "results" / "cpu")
+        if record.experiment == "main"
+    ]
+    assert macros["MainAccuracy"] == f"{np.mean(finals):.2f}"
+    assert macros["MainStd"] == f"{np.std(finals, ddof=1):.2f}"
+    assert macros["MainSeeds"] == "3"
+    assert (macros["Pixels"], macros["Crop"], macros["LearningRate"]) == ("112", "280", "$10^{-3}$")
+    assert macros["ClaimMainAccuracyStated"] == r"99.38\,\%"
+    assert (macros["ReferenceCorrect"], macros["ReferenceLow"], macros["ReferenceHigh"]) == ("636", "98.4", "99.8")
+    assert macros["DescribedParameters"] == "299,866"
+    claims = (tmp_path / "claims.tex").read_text()
+    assert claims.count("cannot be tested") == 7
+    assert claims.count(r" \\") == 22
+
+
+def test_full_is_preferred_to_cpu(tmp_path):
+    write_records(tmp_path / "cpu", ["main"], seeds=(0,))
+    assert report.published_profile(tmp_path) == "cpu"
+    write_records(tmp_path / "full", ["main"], seeds=(0,), profile="full")
+    assert report.published_profile(tmp_path) == "full"
+    report.generate(tmp_path, tmp_path / "out")
+    assert generated(tmp_path / "out")["ProfileName"] == "full"
+
+
+def test_a_run_with_a_changed_recipe_is_left_out(tmp_path):
+    write_records(tmp_path / "cpu", ["main"], seeds=(0,))
+    shutil.copytree(tmp_path / "cpu" / "main", tmp_path / "cpu" / "main+batch_size=64")
+    path = tmp_path / "cpu" / "main+batch_size=64" / "seed0" / "record.json"
+    path.write_text(path.read_text().replace('"experiment": "main"', '"experiment": "main+batch_size=64"'))
+    report.generate(tmp_path, tmp_path / "out")
+    assert generated(tmp_path / "out")["RunsRecorded"] == "1"
+
+
+def test_what_is_recorded_is_said(tmp_path):
+    study = Study.of(load_records(part(tmp_path) / "cpu"), "cpu")
+    assert sentences.state(study) == (
+        "The study is partial: 5 of its 48 runs are recorded (DeepEfficientNet and No squeeze-and-excitation with "
+        "seeds 0 and 1; SimpleCNN with seed 0; 13 not at all); none beyond it."
+    )
+    assert sentences.state(Study.of([], "cpu")).startswith("No run of the study is recorded yet")
+
+
+def test_the_demo_says_that_its_cells_are_drawn(tmp_path):
+    study = Study.of(load_records(demo(tmp_path) / "demo" / "study"), "demo/study")
+    assert "say nothing about blood" in sentences.source(study)
+    assert "none can be tested" in sentences.gains(study)
+
+
+def with_rows(**rows: dict) -> Study:
+    """A study whose table holds these rows; a value that is not given is nan."""
+    study = Study.of([], "cpu")
+    study.__dict__["table"] = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
+    return study
+
+
+def difference(mean: float, low: float, high: float, seeds: int = 3) -> dict:
+    return {"difference": mean, "low": low, "high": high, "common_seeds": seeds}
+
+
+@pytest.mark.parametrize(
+    ("row", "phrase"),
+    [
+        (difference(-1, -2, -0.5), r"raises accuracy by 1.00 points (95\,\% interval $+$0.50 to $+$2.00, 3 seeds)"),
+        (difference(1, 0.5, 2), r"lowers accuracy by 1.00 points (95\,\% interval $-$2.00 to $-$0.50, 3 seeds)"),
+        (
+            difference(-0.4, -1, 0.1, 1),
+            r"makes no difference that 1 seed can show ($+$0.40 points, 95\,\% interval $-$0.10 to $+$1.00)",
+        ),
+        (difference(np.nan, np.nan, np.nan, 0), sentences.UNMEASURED),
+    ],
+)
+def test_a_difference_is_one_only_where_its_interval_leaves_out_zero(row, phrase):
+    assert sentences.effect(with_rows(no_se=row), "no_se") == phrase
+
+
+def test_an_absent_experiment_is_not_measured():
+    assert sentences.effect(with_rows(), "no_se") == "has not been measured yet"
+
+
+@pytest.mark.parametrize(
+    ("full", "words"),
+    [(-4, "It is at least halved for all of them"), (-6, "It is halved for none of them")],
+)
+def test_a_gap_is_one_of_budget_where_the_recipe_halves_it(full, words):
+    rows = {"simple_cnn": difference(-10, -11, -9), "simple_cnn_full": difference(full, full - 1, full + 1)}
+    assert words in sentences.budget(with_rows(**rows))
+
+
+def test_a_baseline_that_was_never_behind_has_no_gap_to_explain():
+    rows = {"resnet18": difference(1, 0, 2), "resnet18_full": difference(2, 1, 3)}
+    assert "halved" not in sentences.budget(with_rows(**rows))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "--"), (np.nan, "--"), (1234.5, "1,234.50"), (-0.5, "$-$0.50"), (0, "0.00")],
+)
+def test_number(value, text):
+    assert numbers.number(value, 2) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-3, "$10^{-3}$"), (3e-4, r"$3 \cdot 10^{-4}$"), (0.2, "0.2"), (32, "32"), (0.0, "0")]
+)
+def test_setting(value, text):
+    assert numbers.plain(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("96.82 ± 0.94 % (n = 3)", r"96.82 $\pm$ 0.94\,\% (n = 3)"),
+        ("+2.57, 96.81 to 99.38", "$+$2.57, 96.81 to 99.38"),
+        ("ResNet-18 & a_b", r"ResNet-18 \& a\_b"),
+    ],
+)
+def test_escape(text, latex):
+    assert numbers.escape(text) == latex
+
+
+# The PDF
+
+
+@needs_latex
+def test_the_whole_study_builds_and_the_same_records_give_the_same_bytes(whole, tmp_path):
+    first = report.build(whole / "results", tmp_path / "a", figures=whole / "figures")
+    assert first == tmp_path / "a" / "report.pdf"
+    assert {path.name for path in first.parent.iterdir()} == {"report.pdf", "generated"}
+    second = report.build(whole / "results", tmp_path / "b", tmp_path / "other.pdf", figures=whole / "figures")
+    assert first.read_bytes() == second.read_bytes()
+    assert str(tmp_path).encode() not in first.read_bytes()
+    pages = text_of(first)
+    last = next(k for k, page in enumerate(pages, 1) if re.search(r"R\s?EFERENCES", page))
+    assert last <= report.PAGES + 1
+    assert "nder review" not in "".join(pages)
+    assert "not drawn" not in "".join(pages)
+
+
+@needs_latex
+def test_a_part_of_the_study_builds(tmp_path):
+    pdf = report.build(part(tmp_path / "results"), tmp_path / "report", figures=tmp_path)
+    pages = " ".join(" ".join(text_of(pdf)).split())
+    assert "The study is partial" in pages
+    assert "This figure is not drawn" in pages
+
+
+@needs_latex
+def test_the_demo_stamps_every_page(tmp_path):
+    pdf = report.build(demo(tmp_path / "runs"), tmp_path / "report", None, tmp_path, STAMP, "demo/study")
+    assert all(STAMP in page.splitlines()[0] for page in text_of(pdf))
+
+
+@needs_latex
+def test_nothing_recorded_builds_too(tmp_path):
+    assert report.build(tmp_path / "none", tmp_path / "report", figures=tmp_path).is_file()
+
+
+@needs_latex
+def test_wide_lines_and_undefined_names_are_named(tmp_path):
+    new = r"\citet{nobody1900} and Section~\ref{sec:nowhere} \mbox{" + 90 * "wide" + r"} \section{Related work}"
+    folder = mutated(tmp_path / "report", r"\section{Related work}", new)
+    with pytest.raises(RunFailed) as failure:
+        report.build(tmp_path / "none", folder, figures=tmp_path)
+    message = str(failure.value)
+    line = next(k for k, text in enumerate((folder / "report.tex").read_text().splitlines(), 1) if "nobody" in text)
+    assert f"report.tex, line {line}: undefined citation 'nobody1900'" in message
+    assert f"report.tex, line {line}: undefined reference 'sec:nowhere'" in message
+    assert re.search(r"A box is [\d.]+ pt too large in paragraph", message)
+    assert not (folder / "report.pdf").exists()
+
+
+@needs_latex
+def test_an_error_is_named_with_its_line(tmp_path):
+    folder = mutated(tmp_path / "report", r"\section{Related work}", r"\NoSuchMacro \section{Related work}")
+    line = next(k for k, text in enumerate((folder / "report.tex").read_text().splitlines(), 1) if "NoSuch" in text)
+    with pytest.raises(RunFailed, match=rf"report.tex, line {line}: Undefined control sequence"):
+        report.build(tmp_path / "none", folder, figures=tmp_path)
+
+
+@needs_latex
+def test_a_text_beyond_the_limit_is_refused(tmp_path):
+    folder = mutated(tmp_path / "report", r"\section{Conclusion}", r"\newpage~\newpage~\newpage\section{Conclusion}")
+    with pytest.raises(RunFailed, match=r"too long: '.*' stands on page \d"):
+        report.build(tmp_path / "none", folder, figures=tmp_path)
+
+
+@needs_latex
+def test_the_official_style_is_used_where_the_user_puts_it_and_its_head_is_not(tmp_path):
+    folder = mutated(tmp_path / "report", r"\section{Conclusion}", r"\section{Conclusion}")
+    style = (folder / "bloodreport.sty").read_text().replace("{bloodreport}", "{iclr2024_conference}")
+    style = style.replace(r"\endinput", "").replace(
+        r"\thispagestyle{fancy}", r"\lhead{Under review as a conference paper}\typeout{official}"
+    )
+    (folder / "iclr2024_conference.sty").write_text(style + "\\newcommand{\\iclrfinalcopy}{}\n\\endinput\n")
+    bst = subprocess.run(["kpsewhich", "plainnat.bst"], capture_output=True, text=True, check=True).stdout.strip()
+    shutil.copy(bst, folder / "iclr2024_conference.bst")
+    (folder / "bloodreport.sty").write_text(r"\errmessage{the stand-in was loaded}")
+    pdf = report.build(tmp_path / "none", folder, figures=tmp_path)
+    assert "nder review" not in "".join(text_of(pdf))
+
+
+def test_faults_reads_a_log():
+    log = (
+        "Overfull \\hbox (4.9pt too wide) in paragraph at lines 1--2\n[]\n"
+        "Overfull \\vbox (30.0pt too high) has occurred while \\output is active []\n"
+        "LaTeX Warning: Label `fig:a' multiply defined.\n"
+        "Missing character: There is no é in font ptmr7t!\n"
+    )
+    aux = "\\newlabel{fig:a}{{1}{6}{A caption}{figure.1}{}}\n\\newlabel{end}{{8}{7}{}{}{}}\n"
+    found = report.faults(log, aux)
+    assert len(found) == 4
+    assert found[0].startswith("A box is 30.0 pt too large")
+    assert "'fig:a' is defined twice" in found[1]
+    assert "no é in font" in found[2]
+    assert "'end' stands on page 7" in found[3]
+    assert report.faults("", aux.splitlines()[0]) == []
+
+
+def test_missing_latex_is_one_sentence_that_names_the_packages(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report.missing_packages() == sorted(set(report.NEEDED.values()))
+    with pytest.raises(BloodcellError, match="install the Debian packages latexmk texlive-fonts-recommended"):
+        report.build(tmp_path / "none", tmp_path / "report")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_latex
+def test_one_missing_program_is_one_package(tmp_path, monkeypatch):
+    for name in ("pdflatex", "kpsewhich"):
+        os.symlink(shutil.which(name), tmp_path / name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report.missing_packages() == ["latexmk"]
+
+
+def test_planned_experiments_have_words_for_their_groups():
+    groups = {row.group for row in STUDY.values()} - {"main", "baseline"}
+    from bloodcell_lib import tables
+
+    assert groups == set(tables.GROUPS)

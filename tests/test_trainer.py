@@ -1,0 +1,470 @@
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import random
+import resource
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from bloodcell_lib import machine, models
+from bloodcell_lib.augment import NONE, AugmentConfig
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import Classifier, ModelConfig
+from bloodcell_lib.trainer import TrainConfig, Trainer, learning_rate
+
+LITE = ModelConfig("efficientnet_lite", dropout=0.2, stochastic_depth=0.2)
+BARE = ModelConfig("efficientnet_lite", dropout=0.0, stochastic_depth=0.0)
+QUICK = TrainConfig(epochs=2, batch_size=16)
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+# A server that has imported torch but never used it: its forks are real processes that start at once.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["bloodcell_lib.experiments"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from more, and lose much where other processes run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures(n: int = 40, pixels: int = 32, seed: int = 0) -> CellImages:
+    """Noise with a bright bar whose place and colour name the class; the mark of image i is its first pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (n, 3, pixels, pixels), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(n) % 8
+    for i, label in enumerate(labels.tolist()):
+        images[i, label % 3, pixels // 8 * label : pixels // 8 * (label + 1)] = 255
+        images[i, :, 0, 0] = i
+    names = tuple(f"P_{i:06d}.jpg" for i in range(n))
+    return CellImages(images, labels, names, tuple(f"{seed}-{i}" for i in range(n)), "drawn bars")
+
+
+def trainer(train: TrainConfig = QUICK, model: ModelConfig = LITE, augment: AugmentConfig = NONE, **more) -> Trainer:
+    return Trainer(model, train, augment, **{"device": "cpu", "progress": False, **more})
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in history]
+
+
+@contextlib.contextmanager
+def watching(register, hook):
+    handle = register(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def passes():
+    """Lists to fill: (marks of the images, logits) of each training pass, and a context that fills them."""
+    seen: list[tuple[list[int], torch.Tensor]] = []
+
+    def hook(module, inputs, output):
+        if isinstance(module, Classifier) and module.training:
+            marks = (inputs[0][:, 0, 0, 0] * 255).round().int().tolist()
+            seen.append((marks, output.detach().clone()))
+
+    return seen, watching(register_module_forward_hook, hook)
+
+
+def test_the_loss_falls_and_unseen_images_are_told_apart():
+    config = TrainConfig(epochs=8, batch_size=16, learning_rate=3e-3)
+    run = trainer(config).fit(pictures(64), pictures(32, seed=1))
+    losses = [row["train_loss"] for row in run.history]
+    assert losses[-1] < 0.6 * losses[0] and run.history[-1]["train_accuracy"] > 0.8
+    assert run.history[-1]["validation_accuracy"] > 0.8
+    assert [row["epoch"] for row in run.history] == list(range(1, 9))
+    assert all(row["seconds"] > 0 and row["images_per_second"] > 0 for row in run.history)
+    assert run.peak_memory_bytes > 2**24 and run.wall_seconds > 0 and run.machine["torch"] == torch.__version__
+
+
+def test_a_seed_gives_the_same_weights_bit_for_bit():
+    one, same = (trainer(augment=AugmentConfig(), model=LITE).fit(pictures(), pictures(16)) for _ in range(2))
+    assert equal(one.weights, same.weights) and without_times(one.history) == without_times(same.history)
+    assert torch.equal(one.probabilities, same.probabilities)
+    other = trainer(replace(QUICK, seed=1), augment=AugmentConfig()).fit(pictures())
+    assert not equal(one.weights, other.weights)
+
+
+def test_batches_are_even_none_is_single_and_every_image_comes_once_an_epoch():
+    for n, size, sizes in ((33, 32, [17, 16]), (10, 4, [4, 3, 3]), (5, 8, [5])):
+        seen, watch = passes()
+        with watch:
+            trainer(TrainConfig(epochs=2, batch_size=size), BARE).fit(pictures(n))
+        assert [len(marks) for marks, _ in seen] == sizes * 2
+        marks = [mark for part, _ in seen for mark in part]
+        epochs = [marks[:n], marks[n:]]
+        assert all(Counter(epoch) == Counter(range(n)) for epoch in epochs)
+        assert epochs[0] != epochs[1]
+    for n in range(2, 70):
+        for size in range(3, 40):
+            assert min(map(len, torch.tensor_split(torch.arange(n), max(1, math.ceil(n / size))))) > 1
+
+
+def test_history_is_weighted_by_images_and_only_the_training_loss_is_smoothed():
+    images, held_out = pictures(10), pictures(13, seed=1)
+    for smoothing in (0.0, 0.3):
+        config = TrainConfig(epochs=1, batch_size=4, label_smoothing=smoothing)
+        seen, watch = passes()
+        with watch:
+            run = trainer(config).fit(images, held_out)
+        order = [mark for marks, _ in seen for mark in marks]
+        logits, labels = torch.cat([out for _, out in seen]), images.labels[order]
+        row = run.history[0]
+        one_hot = F.one_hot(labels, 8) * (1 - smoothing) + smoothing / 8
+        assert row["train_loss"] == pytest.approx(-(one_hot * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5)
+        assert row["train_accuracy"] == pytest.approx((logits.argmax(1) == labels).sum().item() / 10)
+        chosen = run.probabilities[torch.arange(13), held_out.labels]
+        assert row["validation_loss"] == pytest.approx(-chosen.log().mean().item(), rel=1e-4)
+        hits = (run.probabilities.argmax(1) == held_out.labels).sum().item()
+        assert row["validation_accuracy"] == pytest.approx(hits / 13)
+
+
+def test_the_returned_weights_gave_the_probabilities():
+    run = trainer().fit(pictures(), pictures(16))
+    model = models.build(LITE)
+    model.load_state_dict(run.weights)
+    with torch.no_grad():
+        out = model.eval()(pictures(16).images / 255).softmax(1)
+    torch.testing.assert_close(out, run.probabilities, atol=1e-5, rtol=1e-4)
+
+
+def test_learning_rates():
+    config = TrainConfig(epochs=10, learning_rate=1e-3, final_rate=1e-6)
+    assert [learning_rate(config, e) for e in (0, 10)] == pytest.approx([1e-3, 1e-6])
+    assert learning_rate(config, 5) == pytest.approx((1e-3 + 1e-6) / 2)
+    assert learning_rate(config, 2.5) == pytest.approx(1e-6 + (1e-3 - 1e-6) * (1 + math.sqrt(0.5)) / 2)
+    step = replace(config, schedule="step")
+    assert [learning_rate(step, e) for e in (0, 4.9, 5, 7.4, 7.5, 10)] == pytest.approx(
+        [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
+    )
+    assert {learning_rate(replace(config, schedule="constant"), e) for e in (0, 3.3, 10)} == {1e-3}
+    warm = replace(config, warmup=2)
+    rates = [learning_rate(warm, e / 10) for e in range(101)]
+    assert 0 < rates[0] < 1e-6 and rates[10] == pytest.approx(5e-4, rel=1e-2) and max(rates) == rates[20] == 1e-3
+    assert rates[60] == pytest.approx((1e-3 + 1e-6) / 2) and rates[100] == pytest.approx(1e-6)
+
+
+def test_every_step_has_its_own_rate():
+    config = TrainConfig(epochs=2, batch_size=8, warmup=1)
+    rates = []
+    with watching(register_optimizer_step_pre_hook, lambda o, a, k: rates.append(o.param_groups[0]["lr"])):
+        run = trainer(config).fit(pictures(32))
+    assert rates == [learning_rate(config, i / 4) for i in range(8)]
+    assert [row["learning_rate"] for row in run.history] == [rates[3], rates[7]]
+
+
+def one_step(**changes) -> dict[str, torch.Tensor]:
+    config = {"epochs": 1, "batch_size": 8, "schedule": "constant", "learning_rate": 0.01, "clip": 0.0, **changes}
+    return trainer(TrainConfig(**config)).fit(pictures(8)).weights
+
+
+def test_weight_decay_is_decoupled_and_adamws_alone():
+    plain = one_step(weight_decay=0.0)
+    torch.manual_seed(0)
+    start = models.build(LITE).state_dict()
+    decayed = one_step(weight_decay=0.5)
+    for name in ("net.head.weight", "net.stem.0.weight", "net.stages.0.0.depthwise.0.weight"):
+        torch.testing.assert_close(decayed[name] - plain[name], -0.01 * 0.5 * start[name], atol=1e-6, rtol=1e-3)
+        assert (plain[name] - start[name]).abs().max() == pytest.approx(0.01, rel=1e-2)  # Adam's first step
+    assert equal(one_step(optimiser="adam", weight_decay=0.5), one_step(optimiser="adam", weight_decay=0.0))
+    for name, value in one_step(optimiser="adam").items():
+        torch.testing.assert_close(value, plain[name])
+
+
+def test_clipping_bounds_the_gradient():
+    norms = []
+
+    def hook(optimiser, args, kwargs):
+        grads = [p.grad for group in optimiser.param_groups for p in group["params"]]
+        norms.append(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])).item())
+
+    with watching(register_optimizer_step_pre_hook, hook):
+        trainer(replace(QUICK, clip=0.0)).fit(pictures())
+        free, norms[:] = list(norms), []
+        trainer(replace(QUICK, clip=0.05)).fit(pictures())
+    assert min(free) > 0.05 and max(norms) <= 0.05 * 1.001 and min(norms) > 0.049
+
+
+def test_weight_averaging_is_the_exponential_average_of_every_step_buffers_too():
+    decay, held_out = 0.7, pictures(16, seed=1)
+    t = trainer(replace(QUICK, average=decay))
+    mean: dict[str, torch.Tensor] = {}
+
+    def hook(optimiser, args, kwargs):
+        for name, value in t.model.state_dict().items():
+            value = value.double()
+            mean[name] = mean[name] * decay + value * (1 - decay) if name in mean else value.clone()
+
+    with watching(register_optimizer_step_post_hook, hook):
+        run = t.fit(pictures(), held_out)
+    assert run.weights.keys() == t.model.state_dict().keys()
+    floats = [name for name, value in run.weights.items() if value.is_floating_point()]
+    assert any("running_var" in name for name in floats)
+    for name in floats:
+        torch.testing.assert_close(run.weights[name].double(), mean[name], atol=1e-5, rtol=1e-4)
+    assert not equal(run.weights, t.model.state_dict())
+    assert torch.equal(t.measure(held_out.images, held_out.labels)[2], run.probabilities)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_runs_the_same_lines_on_a_cpu(precision):
+    t = trainer(replace(QUICK, precision=precision))
+    run = t.fit(pictures(), pictures(16))
+    assert t.dtype is getattr(torch, precision) and not t.scaler.is_enabled()
+    assert run.probabilities.dtype == torch.float32 and run.probabilities.isfinite().all()
+    assert all(value.dtype != t.dtype for value in run.weights.values())
+    assert not equal(run.weights, trainer().fit(pictures()).weights)
+
+
+# Resuming
+
+
+def train_here(folder: Path, average: float, steps=None, limit: int | None = None) -> None:
+    """What a process of its own does: trains with a checkpoint, tells each step, leaves `result.pt`."""
+    torch.set_num_threads(1)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if steps is not None:
+        register_optimizer_step_post_hook(lambda *_: steps.send("step"))
+    config = TrainConfig(epochs=6, batch_size=16, average=average, learning_rate=3e-3)
+    t = trainer(config, augment=AugmentConfig(), checkpoint=folder / "run.pt")
+    try:
+        run = t.fit(pictures(), pictures(16, seed=1))
+    except BloodcellError as error:
+        steps.send(str(error))
+        return
+    torch.save({"history": run.history, "weights": run.weights, "probabilities": run.probabilities}, folder / "new.pt")
+    os.replace(folder / "new.pt", folder / "result.pt")
+
+
+def in_a_process(folder: Path, average: float, until=None, limit: int | None = None) -> list[str]:
+    """Trains in a process, which is killed with SIGKILL once `until(messages)` says so; gives the messages."""
+    folder.mkdir(exist_ok=True)
+    receive, send = processes.Pipe(duplex=False)
+    process = processes.Process(target=train_here, args=(folder, average, send, limit))
+    process.start()
+    send.close()
+    messages: list[str] = []
+    try:
+        while True:
+            with contextlib.suppress(EOFError):
+                while receive.poll(0):
+                    messages.append(receive.recv())
+            if until is not None and until(messages):
+                process.kill()
+            if not process.is_alive():
+                break
+            time.sleep(0.001)
+    finally:
+        process.kill()
+        process.join()
+    return messages
+
+
+@pytest.mark.parametrize("average", [0.0, 0.8])
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, average):
+    in_a_process(tmp_path / "whole", average)
+    folder, rng = tmp_path / "cut", random.Random(average)
+
+    def while_writing(messages):
+        return (len(messages) >= 3 and any(folder.glob(".run.pt.*"))) or len(messages) >= 7
+
+    in_a_process(folder, average, lambda messages: len(messages) >= 2)  # before there is a checkpoint
+    assert not (folder / "run.pt").exists() and not (folder / "result.pt").exists()
+    in_a_process(folder, average, while_writing)
+    in_a_process(folder, average, lambda messages: len(messages) >= 4 and rng.random() < 0.1)
+    kept = torch.load(folder / "run.pt", weights_only=True)["history"]
+    assert 1 <= len(kept) < 6
+    messages = in_a_process(folder, average)
+    assert len(messages) == 3 * (6 - len(kept))  # it went on, and did not start afresh
+    whole, cut = (torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("whole", "cut"))
+    assert equal(whole["weights"], cut["weights"])
+    assert torch.equal(whole["probabilities"], cut["probabilities"])
+    assert without_times(whole["history"]) == without_times(cut["history"])
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    trainer(checkpoint=path).fit(pictures())
+    return path
+
+
+def test_a_finished_checkpoint_is_measured_not_trained(checkpoint):
+    with watching(register_optimizer_step_pre_hook, lambda *_: pytest.fail("trained again")):
+        run = trainer(checkpoint=checkpoint).fit(pictures(), pictures(16))
+    fresh = trainer().fit(pictures(), pictures(16))
+    assert equal(run.weights, fresh.weights) and torch.equal(run.probabilities, fresh.probabilities)
+    afresh = trainer(checkpoint=checkpoint, resume=False).fit(pictures())
+    assert equal(afresh.weights, fresh.weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": replace(QUICK, learning_rate=0.5)}, r"learning_rate 0.001, not 0.5"),
+        ({"train": replace(QUICK, epochs=3)}, r"epochs 2, not 3"),
+        ({"train": replace(QUICK, seed=1)}, r"seed 0, not 1"),
+        ({"model": replace(LITE, dropout=0.1)}, r"dropout 0.2, not 0.1"),
+        ({"augment": replace(NONE, rotation=5.0)}, r"rotation 0.0, not 5.0"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(checkpoint, changes, said):
+    with pytest.raises(BloodcellError, match=f"another configuration .{said}"):
+        trainer(checkpoint=checkpoint, **changes).fit(pictures())
+
+
+def test_a_checkpoint_of_other_images_is_refused(checkpoint):
+    with pytest.raises(BloodcellError, match=r"another configuration .images"):
+        trainer(checkpoint=checkpoint).fit(pictures(seed=1))
+    files = pictures()
+    cropped = replace(files, images=files.images[..., 2:-2, 2:-2])  # the same files, seen otherwise
+    with pytest.raises(BloodcellError, match=r"another configuration .mean colour"):
+        trainer(checkpoint=checkpoint).fit(cropped)
+
+
+def test_a_damaged_checkpoint_is_refused_and_left(checkpoint):
+    whole = checkpoint.read_bytes()
+    saved = torch.load(checkpoint, weights_only=True)
+    other_network = models.build(ModelConfig("resnet18")).state_dict()
+    damages = [b"", b"no checkpoint", whole[: len(whole) // 2], whole[:-100]]
+    for i, damage in enumerate([*damages, {"a": 1}, saved | {"state": saved["state"] | {"model": other_network}}]):
+        if isinstance(damage, bytes):
+            checkpoint.write_bytes(damage)
+        else:
+            torch.save(damage, checkpoint)
+        before = checkpoint.read_bytes()
+        with pytest.raises(BloodcellError, match=r"run\.pt is not a whole checkpoint: remove it"):
+            trainer(checkpoint=checkpoint).fit(pictures())
+        assert checkpoint.read_bytes() == before, i
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    path = tmp_path / "run.pt"
+    for batch in (8, 40):  # broken within the epoch, and by its last step, which the training loss does not show
+        config = TrainConfig(epochs=3, batch_size=batch, learning_rate=1e30, clip=0.0)
+        with pytest.raises(BloodcellError, match=r"finite number in epoch 1: lower the learning rate .it is 1e\+30"):
+            trainer(config, checkpoint=path).fit(pictures(), pictures(16))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_good_epoch_is_kept_when_a_later_one_breaks(tmp_path):
+    path, config, steps = tmp_path / "run.pt", replace(QUICK, epochs=3), []
+
+    def poison(optimiser, args, kwargs):
+        steps.append(1)
+        if len(steps) == 9:  # the last of epoch 3
+            optimiser.param_groups[0]["params"][0].data[0] = float("inf")
+
+    with (
+        watching(register_optimizer_step_post_hook, poison),
+        pytest.raises(BloodcellError, match=r"epoch 3; the last good epoch is in .*run\.pt: lower"),
+    ):
+        trainer(config, checkpoint=path).fit(pictures())
+    assert len(torch.load(path, weights_only=True)["history"]) == 2
+    resumed, whole = trainer(config, checkpoint=path).fit(pictures()), trainer(config).fit(pictures())
+    assert equal(resumed.weights, whole.weights)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    messages = in_a_process(tmp_path / "full", 0.0, limit=200_000)
+    assert "Cannot write" in messages[-1] and "Free some space" in messages[-1]
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+# Bad input, and the machine
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimiser": "sgd"}, "Unknown optimiser 'sgd': choose one of adamw, adam"),
+        ({"schedule": "linear"}, "Unknown schedule 'linear': choose one of cosine, step, constant"),
+        ({"precision": "float8"}, "Unknown precision 'float8': choose one of float32, float16, bfloat16"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"average": -0.5}, "average is -0.5"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
+        ({"clip": float("nan")}, "clip is nan"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"seed": 2**70}, "seed is "),
+    ],
+)
+def test_values_that_no_run_can_have_are_told(changes, said):
+    with pytest.raises(BloodcellError, match=said):
+        trainer(TrainConfig(**changes))
+
+
+def test_too_few_images_and_unknown_devices_are_told():
+    with pytest.raises(BloodcellError, match="1 training images are too few"):
+        trainer().fit(pictures(1))
+    with pytest.raises(BloodcellError, match="No device 'toaster' here"):
+        trainer(device="toaster")
+    if not torch.cuda.is_available():
+        with pytest.raises(BloodcellError, match="No device 'cuda' here"):
+            trainer(device="cuda")
+
+
+def test_peak_memory_counts_from_its_reset():
+    cpu = torch.device("cpu")
+    before = machine.peak_memory(cpu)
+    torch.ones(100_000_000)
+    high = machine.peak_memory(cpu)
+    assert high >= before and high > 400_000_000
+    machine.reset_peak_memory(cpu)
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert machine.peak_memory(cpu) < high - 200_000_000
+
+
+@cuda
+@pytest.mark.parametrize("precision", [None, "bfloat16", "float32"])
+def test_a_gpu_learns_and_repeats_itself(precision, tmp_path):
+    config = TrainConfig(epochs=8, batch_size=16, learning_rate=3e-3, precision=precision)
+    t = trainer(config, augment=AugmentConfig(), device="cuda")
+    one = t.fit(pictures(64), pictures(32, seed=1))
+    assert t.scaler.is_enabled() == (precision is None)
+    assert one.history[-1]["train_loss"] < one.history[0]["train_loss"]
+    same = trainer(config, augment=AugmentConfig(), device="cuda").fit(pictures(64), pictures(32, seed=1))
+    assert equal(one.weights, same.weights)
+
+
+@cuda
+def test_a_gpu_resumes_with_its_scaler(tmp_path):
+    path, config = tmp_path / "run.pt", TrainConfig(epochs=4, batch_size=16, precision="float16")
+    rows = []
+
+    def stop(optimiser, args, kwargs):
+        rows.append(1)
+        if len(rows) == 8:
+            raise KeyboardInterrupt
+
+    with watching(register_optimizer_step_pre_hook, stop), pytest.raises(KeyboardInterrupt):
+        trainer(config, device="cuda", checkpoint=path).fit(pictures())
+    assert "scale" in torch.load(path, weights_only=True)["state"]["scaler"]
+    cut, whole = (trainer(config, device="cuda", checkpoint=p).fit(pictures()) for p in (path, None))
+    assert equal(cut.weights, whole.weights)
