@@ -17,7 +17,7 @@ run: .venv/installed ## all five notebooks, the figures and the report; DATA=<fo
 	@$(BIN)/bloodcell run --profile $(PROFILE) $(FOLDER)
 
 test: .venv/developer lint ## lint, unit tests and the notebooks end to end
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lab: .venv/installed ## the notebooks in JupyterLab
 	$(if $(DATA),BLOODCELL_DATA="$(abspath $(DATA))") $(BIN)/jupyter lab notebooks

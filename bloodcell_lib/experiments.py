@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -181,7 +182,7 @@ def image_folder(given: Path | None, profile_name: str) -> Path:
 
     Raises BloodcellError if there are none and the profile needs real ones.
     """
-    folder = Path(given).expanduser().absolute() if given else paths.data_folder()
+    folder = Path(os.path.expanduser(given)).absolute() if given else paths.data_folder()
     if folder is not None:
         return folder
     if profile(profile_name).name.split("/")[0] != "demo":

@@ -6,11 +6,10 @@ import contextlib
 import platform
 import resource
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
-import numpy
 import torch
-import torchvision
 
 from bloodcell_lib import paths
 
@@ -46,8 +45,8 @@ def describe_machine(device: torch.device) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
+        "torchvision": metadata.version("torchvision"),  # importing it takes seconds
+        "numpy": metadata.version("numpy"),
     }
 
 

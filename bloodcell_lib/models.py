@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.errors import BloodcellError
@@ -256,12 +255,19 @@ class Classifier(nn.Module):
         return self.net(self.standardise(x))
 
 
+def _resnet18(config: ModelConfig) -> nn.Module:
+    """torchvision's ResNet-18 with eight outputs; imported here, since torchvision takes seconds to load."""
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=CLASSES)
+
+
 NETWORKS = {
     "deep_efficientnet": partial(MBConvNet, DEEP),
     "as_described": partial(MBConvNet, AS_DESCRIBED),
     "efficientnet_lite": partial(MBConvNet, LITE),
     "simple_cnn": lambda config: SimpleCNN(),
-    "resnet18": lambda config: resnet18(num_classes=CLASSES),
+    "resnet18": _resnet18,
 }
 
 

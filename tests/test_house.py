@@ -25,7 +25,7 @@ def imports(module: str) -> set[str]:
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "bloodcell_lib":
-            found |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names if not alias.name.startswith("__")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bloodcell_lib."):
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
