@@ -62,8 +62,8 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("demo", pixels=64, crop=280, epochs=12, seeds=(0,), study="demo/study"),
-        Profile("demo/study", pixels=64, crop=280, epochs=5, seeds=(0,), per_class=40),
+        Profile("demo", pixels=64, crop=200, epochs=22, seeds=(0,), study="demo/study"),
+        Profile("demo/study", pixels=64, crop=200, epochs=5, seeds=(0,), per_class=40),
         Profile("cpu", pixels=112, crop=280, epochs=25, seeds=(0, 1, 2)),
         Profile("full", pixels=224, crop=None, epochs=50, seeds=(0, 1, 2)),
     )
