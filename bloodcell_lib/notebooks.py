@@ -19,6 +19,7 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
+from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from bloodcell_lib import paths
@@ -26,6 +27,13 @@ from bloodcell_lib.errors import BloodcellError
 
 KERNEL = "python3"
 LIMIT = 12 * 3600.0  # seconds for one notebook: a study takes a night
+
+
+class LocalKernel(AsyncKernelManager):
+    """A kernel behind Unix sockets: no port to collide with another run's, and closed to other users."""
+
+    def _transport_default(self) -> str:
+        return "ipc"
 
 
 @dataclass
@@ -111,6 +119,7 @@ def execute(path: Path, home: Path, given: dict[str, Any], limit: float = LIMIT)
                 progress_bar=False,
                 cwd=str(outcome.executed.parent),
                 start_timeout=120,
+                kernel_manager_class=LocalKernel,
             )
         except PapermillExecutionError as error:
             outcome.problems.append(f"cell {error.exec_count}: {error.ename}: {error.evalue}")

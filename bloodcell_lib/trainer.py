@@ -147,6 +147,7 @@ class Trainer:
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
         self._build(images)
         self.history: list[dict[str, float]] = []
         self.seconds_before = 0.0
