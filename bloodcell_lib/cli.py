@@ -254,7 +254,7 @@ def publish(profile: Annotated[str, typer.Option(help="Whose records.")] = "cpu"
     from bloodcell_lib import experiments, records
 
     budget = experiments.profile(profile)
-    if budget.name.split("/")[0] == "demo":
+    if budget.disposable:
         raise BloodcellError("The demo gives no results: publish cpu or full.")
     new = records.publish(budget.name)
     print("\n".join(map(str, new)) or "nothing new")

@@ -20,7 +20,7 @@ import safetensors.torch
 from bloodcell_lib import data, machine, models, paths, synthetic
 from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import FORMAT, Record, in_half, load_record
 from bloodcell_lib.trainer import TrainConfig, Trainer
@@ -57,6 +57,11 @@ class Profile:
     seeds: tuple[int, ...]
     per_class: int | None = None
     study: str | None = None
+
+    @property
+    def disposable(self) -> bool:
+        """Whether its runs give no results: a demo, whose runs make way for one on other images."""
+        return self.name.split("/")[0] == "demo"
 
 
 PROFILES = {
@@ -185,7 +190,7 @@ def image_folder(given: Path | None, profile_name: str) -> Path:
     folder = Path(os.path.expanduser(given)).absolute() if given else paths.data_folder()
     if folder is not None:
         return folder
-    if profile(profile_name).name.split("/")[0] != "demo":
+    if not profile(profile_name).disposable:
         raise BloodcellError(
             f"Profile {profile_name} needs real images: give --data FOLDER, "
             "or fetch them with `bloodcell data fetch course`."
@@ -216,7 +221,8 @@ def divide(cells: CellImages, part: str) -> tuple[CellImages, CellImages | None]
 def run(task: Task, cells: CellImages) -> Record:
     """Trains as `task` says and writes its record; a run that is recorded is read, not repeated.
 
-    Raises BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration.
+    Raises BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration or on other
+    images; a demo's record makes way instead.
     """
     plan, budget = task.plan(), profile(task.profile)
     config = {
@@ -228,7 +234,13 @@ def run(task: Task, cells: CellImages) -> Record:
         "per_class": budget.per_class,
         "part": plan.part,
     }
-    found = recorded(task, config, cells)
+    try:
+        found = recorded(task, config, cells)
+    except OtherRun:
+        if not budget.disposable:
+            raise
+        shutil.rmtree(task.folder)
+        found = None
     if found is None:
         with one_at_a_time(task):  # and looked for again: another process may have just made it
             found = recorded(task, config, cells) or _make(task, plan, config, cells)
@@ -249,7 +261,13 @@ def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImage
         progress=task.progress,
         label=f"{task.name} seed {task.seed}",
     )
-    result = trainer.fit(train, held_out)
+    try:
+        result = trainer.fit(train, held_out)
+    except OtherRun:
+        if not budget.disposable:
+            raise
+        task.checkpoint.unlink()
+        result = trainer.fit(train, held_out)
     final = result.history[-1]["validation_accuracy"]
     best = None if held_out is None else max(result.history, key=lambda row: row["validation_accuracy"])
     info = {
@@ -327,9 +345,9 @@ def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record | 
         return None
     found = load_record(task.folder)
     if found.info["config"] != json.loads(json.dumps(config)):
-        raise BloodcellError(f"{task.folder} was recorded with another configuration: move it away to run this one.")
+        raise OtherRun(f"{task.folder} was recorded with another configuration: move it away to run this one.")
     if found.info["data"]["fingerprint"] != cells.fingerprint:
-        raise BloodcellError(f"{task.folder} was recorded on other images: move it away to run on these.")
+        raise OtherRun(f"{task.folder} was recorded on other images: move it away to run on these.")
     return found
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bloodcell_lib import models, paths
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.machine import describe_machine, peak_memory, reset_peak_memory
 from bloodcell_lib.models import ModelConfig
 
@@ -318,7 +318,7 @@ class Trainer:
         try:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             if saved["identity"] != self._identity():
-                raise BloodcellError(
+                raise OtherRun(
                     f"{self.checkpoint} belongs to another configuration "
                     f"({difference(saved['identity'], self._identity())}): "
                     "train with that one, or start afresh with --no-resume."

@@ -42,6 +42,12 @@ def test_no_outputs_are_kept(shipped):
     assert all(not cell.outputs and cell.execution_count is None for cell in code(shipped))
 
 
+def test_nothing_is_left_to_strip():
+    strip = [str(Path(sys.executable).with_name("nbstripout")), "--keep-id", "--dry-run", "--verify"]
+    done = subprocess.run([*strip, *map(str, notebooks.available().values())], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_head_and_kernel(shipped):
     assert (shipped.nbformat, shipped.nbformat_minor) == (4, 5)
     assert shipped.metadata.kernelspec.name == "python3"
