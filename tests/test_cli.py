@@ -319,27 +319,29 @@ def test_an_audit_prints_all_whatever_the_files_are_called(shell: Shell, mine: P
 
 
 def test_a_run_is_recorded_once_and_read_again(shell: Shell, cells: Path, mine: Path) -> None:
-    done = shell("train", "main", "--epochs", 1, "--data", cells)
+    done = shell("train", "main", "--profile", "cpu", "--epochs", 1, "--data", cells)
     assert done.code == 0, done.err
     assert re.search(r"^recorded: validation accuracy \d+\.\d\d % ", done.out.replace("%", " %"), re.MULTILINE)
-    (record,) = (shell.home / "runs" / "demo").glob("*/seed0/record.json")
+    (record,) = (shell.home / "runs" / "cpu").glob("*/seed0/record.json")
     assert json.loads(record.read_text())["config"]["train"]["epochs"] == 1
     before = record.read_bytes()
-    assert "recorded before: " in shell("train", "main", "--epochs", 1, "--data", cells).out
-    shown = shell("evaluate", "--experiment", "main+epochs=1")
+    assert "recorded before: " in shell("train", "main", "--profile", "cpu", "--epochs", 1, "--data", cells).out
+    shown = shell("evaluate", "--profile", "cpu", "--experiment", "main+epochs=1")
     assert shown.code == 0 and "accuracy" in shown.out and "neutrophil" in shown.out.lower(), shown.err
     next((mine / "train" / "ig").iterdir()).unlink()
-    shell("train", "main", "--epochs", 1, "--data", mine).refused("recorded on other images: move it away")
+    shell("train", "main", "--profile", "cpu", "--epochs", 1, "--data", mine).refused(
+        "recorded on other images: move it away"
+    )
     assert record.read_bytes() == before
     assert not list(shell.home.glob("runs/**/.*.pt"))
     record.write_text("{")
-    shell("train", "main", "--epochs", 1, "--data", cells).refused("not a whole record")
+    shell("train", "main", "--profile", "cpu", "--epochs", 1, "--data", cells).refused("not a whole record")
 
 
 def test_one_run_at_a_time_and_ctrl_c_and_another_configuration(shell: Shell, cells: Path, mine: Path) -> None:
-    command = ("train", "main", "--epochs", 500, "--data", cells)
+    command = ("train", "main", "--profile", "cpu", "--epochs", 500, "--data", cells)
     running = shell.start(*command)
-    folder = shell.home / "runs" / "demo"
+    folder = shell.home / "runs" / "cpu"
     wait_for(lambda: list(folder.glob(".checkpoints/main*.pt")), running)
     shell(*command).refused("Another process is making .*: wait for it, or stop it")
     os.kill(running.process.pid, signal.SIGINT)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_what_is_recorded_is_not_run_again(made, cells):
 
 
 def test_a_record_of_other_images_or_another_configuration_is_refused(cells, tmp_path):
-    task = lite(tmp_path)
+    task = replace(lite(tmp_path), profile="cpu")
     experiments.run(task, cells)
     with pytest.raises(BloodcellError, match=r"seed0 was recorded on other images: move it away"):
         experiments.run(task, cells.subset(range(39)))
@@ -251,6 +252,18 @@ def test_a_record_of_other_images_or_another_configuration_is_refused(cells, tmp
     path.write_text(json.dumps(info))
     with pytest.raises(BloodcellError, match=r"seed0 was recorded with another configuration: move it away"):
         experiments.run(task, cells)
+
+
+def test_a_demos_run_makes_way_for_one_on_other_images(cells, tmp_path):
+    task, others = lite(tmp_path), replace(cells, names=("renamed.jpg", *cells.names[1:]))
+    first = experiments.run(task, cells)
+    second = experiments.run(task, others)
+    assert first.info["data"]["fingerprint"] != second.info["data"]["fingerprint"] == others.fingerprint
+    # And so does what a demo that was cut off left behind.
+    shutil.rmtree(task.folder)
+    plan = task.plan()
+    Trainer(plan.model, plan.train, plan.augment, checkpoint=task.checkpoint, progress=False).fit(cells)
+    assert experiments.run(task, others).info["data"]["fingerprint"] == others.fingerprint
 
 
 def test_changes_stand_in_the_folders_name(cells, tmp_path):
