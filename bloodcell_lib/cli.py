@@ -39,15 +39,17 @@ def run(
     settings: Annotated[list[str], typer.Option("--set", help="A notebook's parameter, name=value; repeatable.")] = [],  # noqa: B006
     limit: Annotated[float, typer.Option(min=1, help="Most seconds for one notebook.")] = 12 * 3600.0,
     report: Annotated[bool, typer.Option(help="Build the report's PDF after the notebooks.")] = True,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Run the notebooks end to end and say where everything lies."""
     from bloodcell_lib import experiments, notebooks, paths
 
     home = paths.RUNS / experiments.profile(profile).name
     chosen = notebooks.choose(only.split(",") if only else None)
-    given = notebooks.parse_settings(settings)
+    given = notebooks.parse_settings(settings) | ({"skip_bad": True} if skip_bad else {})
     folder = experiments.image_folder(data, profile)
-    print(f"images: {folder}\nprofile: {profile}", flush=True)
+    cells = experiments.load_images(profile, folder, skip_bad)  # bad images are told now, in one sentence
+    print(f"images: {len(cells)} {cells.source} in {folder}\nprofile: {profile}", flush=True)
     failed = []
     for outcome in notebooks.run(chosen, profile, folder, given, limit=limit):
         state = "failed" if outcome.problems else "done"
@@ -230,6 +232,8 @@ def figures(
         budget = experiments.profile(profile)
         home, target = paths.RUNS / budget.name, paths.RUNS / budget.name / "figures"
         rows = records.load_records(home)
+        if not rows:
+            raise BloodcellError(f"No records in {home}: make one with `bloodcell train main --profile {profile}`.")
         grid = records.load_records(paths.RUNS / budget.study) if budget.study else rows
         cells = experiments.load_images(profile, experiments.image_folder(data, profile))
     else:

@@ -19,6 +19,7 @@ from bloodcell_lib.compare import study_table
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.diagram import draw_network
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.experiments import PROFILES
 from bloodcell_lib.gallery import class_distribution, manifest_cells, sample_sheet, synthetic_cells
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import Record
@@ -238,16 +239,14 @@ def draw_all(
 
     records: of the main runs; study: of the study, the same list except in the demo. cells None: the sample sheet
     shows synthetic cells, and the class counts come from data/manifest.csv, if it is there. What cannot be drawn is
-    said in a warning. Raises BloodcellError if there is no record at all.
+    said in a warning: without records that is all but the images and the network.
     """
-    if not records:
-        raise BloodcellError("No records to draw: run `bloodcell train main` first, or name another profile.")
-    main = _one(records)[0].info["config"]
+    plan = _one(records)[0].info["config"] if records else {"model": {}, "pixels": PROFILES["full"].pixels}
     table = study_table(study)
     counted = cells if cells is not None else manifest_cells()
     drawers: dict[str, Callable[[], Figure]] = {
         "sample_sheet": lambda: sample_sheet(synthetic_cells() if cells is None else cells),
-        "architecture": lambda: architecture(ModelConfig(**main["model"]), main["pixels"]),
+        "architecture": lambda: architecture(ModelConfig(**plan["model"]), plan["pixels"]),
         "training_curves": lambda: training_curves(records),
         "ablations": lambda: ablations(table),
         "model_comparison": lambda: model_comparison(table),
