@@ -1,10 +1,17 @@
-"""For every test: one thread a process, since tests run side by side, and the longest file first."""
+"""For every test: one thread a process, since tests run side by side; the longest file first; real signals and paths."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for every process that a test starts
+
+if os.environ.get("BLOODCELL_DATA"):  # tests change folders
+    os.environ["BLOODCELL_DATA"] = os.path.abspath(os.environ["BLOODCELL_DATA"])
+if threading.current_thread() is threading.main_thread():  # a shell's background job, and all it starts, ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = (
     "test_end_to_end.py",

@@ -86,7 +86,8 @@ class Shell:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {f"BLOODCELL_{name}": str(self.home / name.lower()) for name in ("RUNS", "CACHE", "RAW")}
+        places = {f"BLOODCELL_{name}": str(self.home / name.lower()) for name in ("RUNS", "CACHE", "RAW")}
+        return {**places, "BLOODCELL_DATA": ""}  # only the images that a test names
 
     def start(self, *arguments: object, **environment: object) -> Started:
         n = len(list(self.home.glob("*.out")))

@@ -201,7 +201,12 @@ def test_ctrl_c_is_not_caught(tmp_path, images):
 
 
 def spawned(among: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in among if "spawn_main" in " ".join(process.cmdline())]
+    found = []
+    for process in among:
+        with contextlib.suppress(psutil.Error):  # gone, or not yet waited for
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def hand_out_fast(executor: Processes) -> None:
