@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something that was started did not end well; 2 bad input, 
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -240,7 +241,12 @@ def figures(
         target = paths.FIGURES
         rows = grid = records.load_records(paths.RESULTS / published_profile())
         cells = None  # what is published shows no real cell
-    for name, files in draw.draw_all(rows, grid, cells, target, records.stamp(rows)).items():
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always", UserWarning)
+        drawn = draw.draw_all(rows, grid, cells, target, records.stamp(rows))
+    for said in left_out:
+        print(said.message)
+    for name, files in drawn.items():
         print(f"{name:<20} {', '.join(str(path) for path in files)}")
 
 

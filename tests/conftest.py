@@ -1,4 +1,4 @@
-"""For every test: one thread a process, since tests run side by side; the longest file first; real signals and paths."""
+"""For every test: one thread a process, the longest file first, real signals and whole paths."""
 
 from __future__ import annotations
 
