@@ -85,11 +85,17 @@ def load_records(folder: Path) -> list[Record]:
     return sorted(found, key=lambda record: (record.info["order"], record.experiment, record.seed))
 
 
-def stamp(records: list[Record]) -> str | None:
+def stamp_of(source: str, profile: str) -> str | None:
     """Words for figures that show no results: "synthetic demo", or "demo" on real images; None for a true study."""
-    if any(record.info["data"]["source"] == SYNTHETIC for record in records):
+    if source == SYNTHETIC:
         return "synthetic demo"
-    return "demo" if any(record.profile.split("/")[0] == "demo" for record in records) else None
+    return "demo" if profile.split("/")[0] == "demo" else None
+
+
+def stamp(records: list[Record]) -> str | None:
+    """`stamp_of` for several runs: that of drawn cells if any run saw them."""
+    words = {stamp_of(record.info["data"]["source"], record.profile) for record in records} - {None}
+    return max(words, key=len, default=None)
 
 
 def publish(profile: str) -> list[Path]:

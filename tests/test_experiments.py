@@ -29,15 +29,6 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["bloodcell_lib.experiments"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from more, and lose much where other processes run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return synthetic.write(tmp_path_factory.mktemp("drawn") / "cells", per_class=5, test=0)

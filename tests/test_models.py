@@ -16,15 +16,6 @@ NAMES = list(models.NETWORKS)
 MBCONV_NAMES = ["deep_efficientnet", "as_described", "efficientnet_lite"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from more, and lose much where other processes run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(name: str, seed: int = 0, **changes) -> nn.Module:
     torch.manual_seed(seed)
     return build(ModelConfig(name, **changes))

@@ -34,15 +34,6 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["bloodcell_lib.experiments"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from more, and lose much where other processes run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pictures(n: int = 40, pixels: int = 32, seed: int = 0) -> CellImages:
     """Noise with a bright bar whose place and colour name the class; the mark of image i is its first pixel."""
     generator = torch.Generator().manual_seed(seed)
