@@ -81,7 +81,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(channels, squeezed, 1)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()
         self.expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def conv_bn(
     """Convolution without bias, batch norm and, if asked for, SiLU."""
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
     layers = [conv, nn.BatchNorm2d(channels_out)]
-    return nn.Sequential(*layers, nn.SiLU(inplace=True)) if activation else nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.SiLU()) if activation else nn.Sequential(*layers)
 
 
 class MBConvNet(nn.Module):

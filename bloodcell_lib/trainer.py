@@ -25,7 +25,7 @@ from bloodcell_lib import models, paths
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
-from bloodcell_lib.machine import describe_machine, peak_memory, reset_peak_memory
+from bloodcell_lib.machine import describe_machine, keep_memory, peak_memory, reset_peak_memory
 from bloodcell_lib.models import ModelConfig
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -148,6 +148,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+        keep_memory()
         self._build(images)
         self.history: list[dict[str, float]] = []
         self.seconds_before = 0.0
