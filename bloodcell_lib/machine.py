@@ -33,6 +33,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what `keep_memory` kept
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
 
