@@ -219,6 +219,39 @@ def evaluate(
     print(metrics.top_confusions(metrics.confusion(pooled.labels, pooled.predicted)).to_string(index=False))
 
 
+# What `trust` does, in order: the modules with an `analyse(subject)`.
+ANALYSES = ("trust",)
+
+
+@app.command()
+def trust(
+    profile: Profile = "demo",
+    data: Data = None,
+    experiment: Annotated[str, typer.Option(help="Whose runs.")] = "main",
+    only: Annotated[str, typer.Option(help=f"Some of {', '.join(ANALYSES)}, comma-separated.")] = "",
+    device: Annotated[Optional[str], typer.Option(help="cpu or cuda.")] = None,  # noqa: UP045
+    skip_bad: SkipBad = False,
+) -> None:
+    """Analyse this machine's trained networks and record what is found; what is recorded is made anew."""
+    import importlib
+
+    import torch
+
+    from bloodcell_lib import analysis, experiments
+
+    chosen = [name.strip() for name in only.split(",") if name.strip()] or list(ANALYSES)
+    for name in chosen:
+        if name not in ANALYSES:
+            raise BloodcellError(f"Unknown analysis '{name}': choose from {', '.join(ANALYSES)}.")
+    _check_device(device)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
+    subject = analysis.Subject(experiments.profile(profile).name, cells, experiment, device)
+    for name in chosen:
+        run = importlib.import_module(f"bloodcell_lib.{name}").analyse
+        print(f"{name:<12} {analysis.record_analysis(name, subject, run)}", flush=True)
+
+
 @app.command()
 def figures(
     profile: Annotated[str, typer.Option(help="Draw from this machine's runs; default: the published records.")] = "",

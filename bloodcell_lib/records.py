@@ -17,6 +17,7 @@ from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.errors import BloodcellError
 
 FORMAT = 1
+ANALYSES = "analyses"  # the folder of a profile that holds what `analysis` leaves
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def stamp(records: list[Record]) -> str | None:
 def publish(profile: str) -> list[Path]:
     """Copies this machine's records of a profile, without weights, to `report/results`; those there stay as they are.
 
-    Returns the new folders. Raises BloodcellError if there is nothing to publish.
+    Analyses go along, and a newer one takes the place of an older. Returns what is new. Raises BloodcellError if there
+    is nothing to publish.
     """
     records = load_records(paths.RUNS / profile)
     if not records:
@@ -116,4 +118,10 @@ def publish(profile: str) -> list[Path]:
                 if (record.folder / name).exists():
                     shutil.copyfile(record.folder / name, folder / name)
         new.append(target)
+    for path in sorted((paths.RUNS / profile / ANALYSES).glob("*.json")):
+        target = paths.RESULTS / profile / ANALYSES / path.name
+        if not target.exists() or target.read_bytes() != path.read_bytes():
+            with paths.write_whole(target) as temporary:
+                shutil.copyfile(path, temporary)
+            new.append(target)
     return new

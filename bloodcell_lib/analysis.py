@@ -1,0 +1,166 @@
+"""An analysis of networks that are trained: what it is given, and what it leaves.
+
+Each leaves one file, `<results>/<profile>/analyses/<name>.json`: whose runs and which images it saw, on which machine
+and with which code, and its result. Figures, tables and sentences come from these files, as from the records of runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bloodcell_lib import experiments, machine, models, paths
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.records import ANALYSES, Record, load_records
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The runs of one profile on this machine, with their weights, and the images that they were made on.
+
+    experiment: whose runs are analysed. study: the profile whose folder holds the other experiments' runs (the
+    demo's study has one of its own).
+    """
+
+    profile: str
+    cells: CellImages
+    experiment: str = "main"
+    device: str = "cpu"
+    runs: Path = paths.RUNS
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records of `experiment`, by seed. Raises BloodcellError if there is none, or they saw other images."""
+        found = self.of(self.experiment)
+        if not found:
+            raise BloodcellError(
+                f"No run of {self.experiment} in {self.runs / self.profile}: make one with "
+                f"`bloodcell train {self.experiment} --profile {self.profile}`."
+            )
+        return found
+
+    def of(self, experiment: str) -> list[Record]:
+        """The records of another experiment of the profile, by seed; [] where it has none."""
+        found = [record for record in load_records(self.runs / self.profile) if record.experiment == experiment]
+        for record in found:
+            if record.info["data"]["fingerprint"] != self.cells.fingerprint:
+                raise BloodcellError(f"{record.folder} was recorded on other images than those given: give the same.")
+        return found
+
+    def network(self, record: Record) -> nn.Module:
+        """The trained network of a run, on the device, ready to predict: uint8 / 255 in, logits out."""
+        return load_network(record).to(self.device, memory_format=torch.channels_last).eval()
+
+    def held_out(self, record: Record) -> CellImages:
+        """The images that the run validated on. Raises BloodcellError where it held none out."""
+        held_out = experiments.divide(self.cells, record.info["config"]["part"])[1]
+        if held_out is None:
+            raise BloodcellError(f"{record.folder} held no images out: analyse a run that did.")
+        return held_out
+
+    def folds(self) -> list[tuple[Record, CellImages]]:
+        """Runs that together predict images none of them was trained on: the five folds with the lowest seed that has
+        all of them, else the first run of `experiment` by itself."""
+        by_seed: dict[int, list[Record]] = {}
+        for k in range(5):
+            for record in self.of(f"cv_fold{k}"):
+                by_seed.setdefault(record.seed, []).append(record)
+        whole = next((runs for _, runs in sorted(by_seed.items()) if len(runs) == 5), self.records[:1])
+        return [(record, self.held_out(record)) for record in whole]
+
+
+def load_network(record: Record) -> nn.Module:
+    """The network of a run with its weights. Raises BloodcellError if they are not on this machine."""
+    path = record.folder / "weights.safetensors"
+    network = models.build(ModelConfig(**record.info["config"]["model"]))
+    try:
+        network.load_state_dict(safetensors.torch.load_file(path))
+    except FileNotFoundError as error:
+        raise BloodcellError(
+            f"No weights in {record.folder}: make the run on this machine, published ones have none."
+        ) from error
+    except Exception as error:  # safetensors and torch raise kinds of their own for a damaged or foreign file
+        raise BloodcellError(f"{path} is damaged: remove its folder and run it again.") from error
+    return network
+
+
+@torch.no_grad()
+def logits(network: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
+    """float32 (n, 8) on the CPU, for uint8 or float (in [0, 1]) images (n, 3, H, W), batch by batch on the network's
+    device."""
+    device = next(network.parameters()).device
+    return torch.cat([network(as_input(x, device)).float().cpu() for x in images.split(batch_size)])
+
+
+def as_input(images: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 -> float in [0, 1], on the device, channels last; floats only move."""
+    x = images.to(device)
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def record_analysis(name: str, subject: Subject, run: Callable[[Subject], dict[str, Any]]) -> Path:
+    """Runs an analysis and writes its file whole; gives the path. NaNs become null, arrays lists."""
+    started = experiments.now()
+    result = run(subject)
+    content = {
+        "format": FORMAT,
+        "analysis": name,
+        "profile": subject.profile,
+        "experiment": subject.experiment,
+        "data": {
+            "source": subject.cells.source,
+            "fingerprint": subject.cells.fingerprint,
+            "images": len(subject.cells),
+        },
+        "machine": machine.describe_machine(torch.device(subject.device)),
+        "commit": machine.commit(),
+        "started": started,
+        "ended": experiments.now(),
+        "result": _plain(result),
+    }
+    target = subject.runs / subject.profile / ANALYSES / f"{name}.json"
+    with paths.write_whole(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return target
+
+
+def load_analyses(folder: Path) -> dict[str, dict[str, Any]]:
+    """The analyses in `<results>/<profile>`, whole files by name; {} if there are none."""
+    found = {}
+    for path in sorted((Path(folder) / ANALYSES).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise BloodcellError(f"{path} has format {content['format']}: this version reads format {FORMAT}.")
+            content["result"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BloodcellError(f"{path} is not a whole analysis: remove it and make it again.") from error
+        found[path.stem] = content
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inside) for key, inside in value.items()}
+    if isinstance(value, (np.ndarray, Tensor)):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple, Iterator)):
+        return [_plain(inside) for inside in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

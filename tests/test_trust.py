@@ -1,0 +1,116 @@
+"""Analyses of networks that were really trained, if only for a moment, through the command that users run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from bloodcell_lib import analysis, cli, experiments, paths, records, synthetic, trust
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.experiments import Profile, Task
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """Two seeds of `main` and the five folds, trained for two epochs on 96 drawn cells of 32 pixels."""
+    home = tmp_path_factory.mktemp("trust")
+    folder = synthetic.write(home / "images", per_class=12, test=4)
+    tiny = Profile("demo", pixels=32, crop=200, epochs=2, seeds=(0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiments.PROFILES, "demo", tiny)
+        patch.setattr(paths, "CACHE", home / "cache")
+        patch.setattr(paths, "RUNS", home / "runs")
+        cells = experiments.load_images("demo", folder, progress=False)
+        tasks = [("main", 0), ("main", 1), *((f"cv_fold{k}", 0) for k in range(5))]
+        for name, seed in tasks:
+            changed = Task(name, seed, "demo", home / "runs", progress=False)
+            experiments.run(changed, cells)
+        yield analysis.Subject("demo", cells, runs=home / "runs")
+
+
+def test_the_symmetries_are_eight_and_a_group():
+    image = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
+    views = trust.symmetries(image)
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 8
+    for view in views:
+        again = {tuple(v.flatten().tolist()) for v in trust.symmetries(view)}
+        assert again == {tuple(v.flatten().tolist()) for v in views}
+
+
+def test_averaged_symmetries_do_not_depend_on_how_the_cell_lies(subject):
+    record = subject.records[0]
+    network, images = subject.network(record), subject.held_out(record).images
+    one = trust.probabilities(network, images, tta=True)
+    other = trust.probabilities(network, torch.rot90(images, 1, (2, 3)).flip(2), tta=True)
+    assert np.allclose(one, other, atol=1e-5) and np.allclose(one.sum(1), 1)
+    by_hand = np.mean([trust.probabilities(network, view) for view in trust.symmetries(images)], axis=0)
+    assert np.allclose(one, by_hand)
+
+
+def test_a_network_from_disk_predicts_what_its_run_recorded(subject):
+    record = subject.records[1]
+    found = trust.probabilities(subject.network(record), subject.held_out(record).images)
+    assert np.allclose(found, record.validation().probabilities, atol=1e-3)
+
+
+def test_each_image_is_judged_by_the_fold_that_left_it_out(subject):
+    labels, given, parts = trust.out_of_sample(subject)
+    assert len(labels) == len(subject.cells) and np.bincount(labels).tolist() == [12] * 8
+    assert np.bincount(parts).min() > 15 and len(np.bincount(parts)) == 5
+    folds = [record.validation() for record, _ in subject.folds()]
+    assert np.allclose(given, np.concatenate([run.probabilities for run in folds]), atol=1e-3)
+
+
+def test_an_analysis_is_recorded_and_published(subject, monkeypatch, tmp_path):
+    path = analysis.record_analysis("trust", subject, trust.analyse)
+    found = analysis.load_analyses(subject.runs / "demo")["trust"]
+    result = found["result"]
+    assert json.loads(path.read_text())["data"]["images"] == 96 and result["images"] == 96
+    assert result["averaging"]["seeds"] == 2 and len(result["averaging"]["tta"]["single"]) == 2
+    for kind in ("plain", "tta"):
+        judged = result[kind]
+        assert len(judged["temperatures"]) == 5 and 0 <= judged["after"]["ece_mass"] <= 1
+        assert judged["after"]["nll"] <= judged["before"]["nll"] + 0.05
+        assert judged["coverage"]["coverage"][-1] == 1 and set(judged["sets"]) == {"0.95", "0.99"}
+        assert sum(judged["before"]["bins"]["n"]) == 96
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(paths, "RUNS", subject.runs)
+    new = records.publish("demo")
+    assert tmp_path / "demo" / "analyses" / "trust.json" in new and not records.publish("demo")
+
+
+def test_what_is_missing_is_told_in_one_sentence(subject, tmp_path):
+    with pytest.raises(BloodcellError, match="bloodcell train no_se"):
+        _ = analysis.Subject("demo", subject.cells, "no_se", runs=subject.runs).records
+    other = subject.cells.subset(range(50))
+    with pytest.raises(BloodcellError, match="other images"):
+        _ = analysis.Subject("demo", other, runs=subject.runs).records
+    copy = tmp_path / "seed0"
+    shutil.copytree(subject.records[0].folder, copy)
+    record = records.load_record(copy)
+    (copy / "weights.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(BloodcellError, match="damaged"):
+        analysis.load_network(record)
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(BloodcellError, match="No weights"):
+        analysis.load_network(record)
+    (tmp_path / "analyses").mkdir()
+    (tmp_path / "analyses" / "trust.json").write_text('{"format": 1')
+    with pytest.raises(BloodcellError, match="not a whole analysis"):
+        analysis.load_analyses(tmp_path)
+
+
+def test_numbers_that_json_lacks_become_null(subject, tmp_path):
+    odd = analysis.Subject("demo", subject.cells, runs=tmp_path)
+    path = analysis.record_analysis("odd", odd, lambda s: {"a": np.float32("nan"), "b": np.arange(2), 3: (True, None)})
+    assert json.loads(path.read_text())["result"] == {"a": None, "b": [0, 1], "3": [True, None]}
+
+
+def test_an_unknown_analysis_is_told(subject, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", subject.runs)
+    monkeypatch.setattr(experiments, "load_images", lambda *a, **k: subject.cells)
+    monkeypatch.setattr(experiments, "image_folder", lambda *a, **k: paths.ROOT)
+    with pytest.raises(BloodcellError, match="Unknown analysis 'x'"):
+        cli.app(["trust", "--only", "x"], standalone_mode=False)
