@@ -47,7 +47,7 @@ def record(tmp_path):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    write_records(folder, list(EXPERIMENTS), images=320)
+    write_records(folder, list(EXPERIMENTS), images=320, profile="full")
     return load_records(folder)
 
 
@@ -132,7 +132,7 @@ def test_study_table_reads_the_records(study):
     assert row["mean_low"] <= row["mean"] <= row["mean_high"]
     assert row["difference"] == pytest.approx(100 * (np.mean(finals) - np.mean(mains)))
     assert row["low"] <= row["difference"] <= row["high"]
-    assert (row["seeds"], row["common_seeds"], row["images"], row["profile"]) == (3, 3, 320, "cpu")
+    assert (row["seeds"], row["common_seeds"], row["images"], row["profile"]) == (3, 3, 320, "full")
     assert table.loc["simple_cnn", "high"] < -5
     alone = ["main", *(f"cv_fold{k}" for k in range(5))]
     assert table.loc[alone, ["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
@@ -184,6 +184,7 @@ def test_claims_follow_the_rule(study):
     for claim in CLAIMS:
         row = table.loc[claim.key]
         if row["verdict"] == compare.UNTESTED:
+            assert not claim.kind or claim.kind == "memory"
             assert row["measured"] == ""
             assert np.isnan(row["low"])
         else:
@@ -234,6 +235,14 @@ def test_other_images_and_small_budgets_test_no_claim(tmp_path, profile, course)
         record.info["data"]["course"] = course
     table = compare.claims_table(records)
     assert set(table.loc[["main_accuracy", "se_gain", "main_f1"], "verdict"]) == {compare.UNTESTED}
+
+
+def test_a_smaller_budget_tests_gains_and_no_accuracy(tmp_path):
+    write_records(tmp_path, ["main", "no_se"], seeds=(0, 1), images=64, profile="cpu")
+    table = compare.claims_table(load_records(tmp_path))
+    for key in ("main_accuracy", "main_f1"):
+        assert table.loc[key, "measured"] and table.loc[key, "verdict"] == compare.UNTESTED
+    assert table.loc["se_gain", "verdict"] in (compare.AGREES, compare.DIFFERS)
 
 
 def test_memory_is_tested_at_the_size_it_was_claimed_at(tmp_path):
