@@ -99,23 +99,23 @@ def overview(records: Sequence[Record]) -> dict[str, float]:
 
     seeds and images (of one validation set); mean and std (ddof 1, nan for one seed) of the final epoch's accuracy;
     best_epoch_mean, of each run's best epoch, which flatters because the validation images chose it; low and high,
-    Wilson's 95 % interval of all runs' predictions pooled, too narrow because every run saw the same images; macro_f1
-    of the same. Raises BloodcellError if nothing is left.
+    Wilson's 95 % interval of the mean for the images of one validation set, as more seeds are no more images; macro_f1
+    of all predictions pooled. Raises BloodcellError if nothing is left.
     """
     records = validated(records)
     pooled = pool(records)
-    predicted = pooled.predicted
     finals = np.array([record.info["final_validation_accuracy"] for record in records])
-    low, high = wilson(int((predicted == pooled.labels).sum()), len(predicted))
+    images = len(pooled.labels) // len(records)
+    low, high = wilson(finals.mean() * images, images)
     return {
         "seeds": len(records),
-        "images": len(predicted) // len(records),
+        "images": images,
         "mean": float(finals.mean()),
         "std": float(finals.std(ddof=1)) if len(finals) > 1 else math.nan,
         "best_epoch_mean": float(np.mean([record.info["best_validation_accuracy"] for record in records])),
         "low": low,
         "high": high,
-        "macro_f1": macro_f1(pooled.labels, predicted),
+        "macro_f1": macro_f1(pooled.labels, pooled.predicted),
     }
 
 
