@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from bloodcell_lib import data, paths
+from bloodcell_lib import data, decode, paths
 from bloodcell_lib.cells import CELL_TYPES, TITLES, prefix
 from bloodcell_lib.errors import BloodcellError
 
@@ -56,12 +56,12 @@ class Audit:
 
 
 def look(path: Path) -> Look:
-    """Reads one file as `data.decode` would; never raises for a bad one."""
+    """Reads one file as `decode.read` would; never raises for a bad one."""
     digest = ""
     try:
         digest = data.sha256_of(path)
-        grey = data.decode(path).convert("L")  # first: it knows all that may be wrong with a file
-        with Image.open(path, formats=data.FORMATS) as image:
+        grey = decode.read(path).convert("L")  # first: it knows all that may be wrong with a file
+        with Image.open(path, formats=decode.FORMATS) as image:
             width, height, mode = *image.size, image.mode
     except (BloodcellError, OSError) as error:
         return Look(digest, bad=str(error))
@@ -78,7 +78,7 @@ def check(folder: Path, progress: bool = True) -> Audit:
     workers = os.cpu_count() or 1
     source = {}
     for part, files in parts.items():
-        looks = data.in_threads(look, [file.path for file in files], workers)
+        looks = decode.in_threads(look, [file.path for file in files], workers)
         bar = tqdm(looks, f"look at {part}", len(files), disable=None if progress else True, unit="image", leave=False)
         seen_all = list(bar)
         names, labels = [file.path.name for file in files], [file.label for file in files]

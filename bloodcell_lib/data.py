@@ -14,32 +14,20 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from tqdm import tqdm
 
-from bloodcell_lib import paths
+from bloodcell_lib import decode, paths
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP")  # by content; for others, such as EPS, Pillow runs programs
-MAX_PIXELS = 25_000_000  # a larger "cell" is a mistake or a decompression bomb
-DECODER = 2  # part of the cache's key: raise it when `decode` gives other pixels
-# Pillow's warnings on broken files: `decode` raises for those that matter, and a filter set in a thread is not safe.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -107,24 +95,18 @@ def find(folder: Path, part: str = "train") -> list[ImageFile]:
     if not root.is_dir():
         raise BloodcellError(f"No folder {root}: the images belong in train/<class>/ and test/.")
     if part != "train":
-        files = [ImageFile(path, -1) for path in images_in(root)]
+        files = [ImageFile(path, -1) for path in decode.images_in(root)]
         if not files:
             raise BloodcellError(f"No images in {root}: put the .jpg files there.")
         return sorted(files, key=lambda file: file.path.name)
     check_class_folders(root)
     files = []
     for name, label in CLASS_MAP.items():
-        inside = images_in(root / name)
+        inside = decode.images_in(root / name)
         if not inside:
             raise BloodcellError(f"No images in {root / name}: every one of the eight classes needs some.")
         files += [ImageFile(path, label) for path in inside]
     return files
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Image files straight inside `folder`, by name; hidden files, folders and other kinds are passed over."""
-    named = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in named if not p.is_dir())
 
 
 def check_class_map(path: Path) -> None:
@@ -158,44 +140,6 @@ def check_class_folders(root: Path) -> None:
         raise BloodcellError(f"No folder {root / missing[0]}: each of the eight classes needs one.")
 
 
-def decode(path: Path, crop: int | None = None) -> Image.Image:
-    """One image as 8-bit RGB, upright; `crop` keeps the central square of at most that many pixels.
-
-    Raises OSError for what is not a whole image, and for one of more than MAX_PIXELS pixels; its `errno` is None
-    where the fault is the content's, and a number where the system could not read.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise OSError(f"{opened.width} x {opened.height} pixels is more than any cell image has")
-            image = to_rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError as error:
-        raise OSError("not an image" if path.stat().st_size else "an empty file") from error
-    except OSError:
-        raise
-    except Exception as error:  # Pillow's plugins raise many kinds for a broken file, and one for a bomb
-        raise OSError(str(error) or type(error).__name__) from error
-    if crop is not None:
-        side = min(crop, *image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any of Pillow's modes as 8-bit RGB, over white where it is transparent."""
-    if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip at 255 rather than scale
-        deep = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        # Only I;16 says how far its values may reach; for the others the largest one has to tell.
-        sixteen = image.mode.startswith("I;16") or deep.max() > 255
-        white = 65535 if sixteen else 255 if deep.max() > 1 else 1
-        return Image.fromarray((deep / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def load(
     folder: Path,
     pixels: int = 224,
@@ -212,10 +156,10 @@ def load(
     """
     files = find(folder, part)
     workers = workers or os.cpu_count() or 1
-    digests = list(in_threads(sha256_of, [file.path for file in files], workers))
+    digests = list(decode.in_threads(sha256_of, [file.path for file in files], workers))
     # Name, class and bytes make the key: a renamed folder finds its cache, a changed file does not.
     rows = [(file.path.name, file.label, digest) for file, digest in zip(files, digests)]
-    key = hashlib.sha256(json.dumps([DECODER, pixels, crop, rows]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([decode.VERSION, pixels, crop, rows]).encode()).hexdigest()[:24]
     home = paths.CACHE / key
     index = cached(home, pixels) or fill_cache(home, files, digests, pixels, crop, workers, progress)
     if index["bad"]:
@@ -251,8 +195,7 @@ def fill_cache(
 
     def one(path: Path) -> bytes | OSError:
         try:
-            image = decode(path, crop)
-            return image.resize((pixels, pixels), Image.Resampling.BILINEAR).tobytes()
+            return decode.to_pixels(path, pixels, crop).tobytes()
         except OSError as error:
             if error.errno is not None:  # the system's fault and perhaps gone tomorrow: nothing to keep in a cache
                 raise BloodcellError(f"Cannot read {path}: {error.strerror}.") from error
@@ -263,7 +206,7 @@ def fill_cache(
         shutil.rmtree(home, ignore_errors=True)
     try:
         with paths.write_folder_whole(home) as folder:
-            decoding = contextlib.closing(in_threads(one, [file.path for file in files], workers))
+            decoding = contextlib.closing(decode.in_threads(one, [file.path for file in files], workers))
             # Written in order and never mapped while it grows: a full disk is then an error, not a crash.
             with (folder / "images.bin").open("wb") as out, decoding as decoded:
                 bar = tqdm(decoded, "decode", len(files), disable=None if progress else True, unit="image", leave=False)
@@ -291,12 +234,6 @@ def report_bad(bad: list[list[str]], total: int, folder: Path, skip: bool) -> No
         or_skip = ", or leave them out with --skip-bad" if len(bad) < total else ""
         raise BloodcellError(f"{what}. Mend or remove them{or_skip}.")
     tqdm.write(f"Left out: {what}.")
-
-
-def in_threads(function: Callable[[T], R], items: list[T], workers: int) -> Iterator[R]:
-    """`map` over threads, in order: Pillow and hashlib let go of the interpreter while they work."""
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, items)
 
 
 def sha256_of(path: Path) -> str:
