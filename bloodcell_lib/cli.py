@@ -144,7 +144,7 @@ def study(
     profile: Profile = "demo",
     data: Data = None,
     experiments: Annotated[str, typer.Option(help="Names, comma-separated; `extra` and `cv` name groups.")] = "",
-    seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's.")] = "",
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's, of which `cv` takes one.")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; several may share one GPU.")] = 1,
     dask: Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers share the folders.")] = "",
     skip_bad: SkipBad = False,
@@ -155,7 +155,7 @@ def study(
 
     budget = rows.profile(profile)
     budget = rows.profile(budget.study or budget.name)
-    tasks = many.grid(_names(experiments), _seeds(seeds) or budget.seeds, budget.name, progress=False)
+    tasks = many.grid(_names(experiments), _seeds(seeds) or None, budget.name, progress=False)
     folder = rows.image_folder(data, profile)
     rows.load_images(budget.name, folder, skip_bad)  # decoded once, before workers would each do it
     with many.live_table() as show, _executor(workers, dask) as executor:

@@ -46,14 +46,22 @@ class Progress:
     why: str = ""
 
 
-def grid(names: Iterable[str], seeds: Iterable[int], profile: str, **settings: Any) -> list[Task]:
+def grid(names: Iterable[str], seeds: Iterable[int] | None, profile: str, **settings: Any) -> list[Task]:
     """Every experiment with every seed once, seed by seed, so that a study cut off has whole comparisons.
 
-    Raises BloodcellError for an unknown experiment or profile, before anything runs.
+    seeds: None takes the profile's, and of them no more than the experiment's row says. Raises BloodcellError for an
+    unknown experiment or profile, before anything runs.
     """
-    rows = dict.fromkeys(experiments.experiment(name).name for name in names)
-    budget = experiments.profile(profile).name
-    return [Task(name, seed, budget, **settings) for seed in dict.fromkeys(seeds) for name in rows]
+    rows = [experiments.experiment(name) for name in dict.fromkeys(names)]
+    budget = experiments.profile(profile)
+    wanted = dict.fromkeys(budget.seeds if seeds is None else seeds)
+    most = {row.name: row.seeds if seeds is None and row.seeds else len(wanted) for row in rows}
+    return [
+        Task(row.name, seed, budget.name, **settings)
+        for place, seed in enumerate(wanted)
+        for row in rows
+        if place < most[row.name]
+    ]
 
 
 class InProcess(Executor):

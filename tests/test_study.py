@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bloodcell_lib import paths, study, synthetic
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Task
+from bloodcell_lib.experiments import EXPERIMENTS, Task
 from bloodcell_lib.records import load_records
 from bloodcell_lib.study import InProcess, Processes, Progress, dask_executor, grid, run_all
 
@@ -111,6 +111,18 @@ def assert_whole(results: Path, wanted: list[Task], epochs: int) -> None:
 def test_a_grid_goes_seed_by_seed_and_has_every_run_once(tmp_path):
     found = [(task.experiment, task.seed) for task in tasks(tmp_path, ("no_se", "main", "no_se"), (2, 0, 2))]
     assert found == [("no_se", 2), ("main", 2), ("no_se", 0), ("main", 0)]
+
+
+def test_cross_validation_takes_one_seed_unless_more_are_asked_for():
+    def runs(names, seeds):
+        return [(task.experiment, task.seed) for task in grid(names, seeds, "cpu")]
+
+    every = runs(EXPERIMENTS, None)
+    folds = [name for name, row in EXPERIMENTS.items() if row.group == "cv"]
+    assert len(folds) == 5 and [run for run in every if run[0] in folds] == [(name, 0) for name in folds]
+    rest = [name for name in EXPERIMENTS if name not in folds]
+    assert [run for run in every if run[0] in rest] == [(name, seed) for seed in (0, 1, 2) for name in rest]
+    assert len(runs(folds, (0, 2))) == 10
 
 
 def test_a_grid_refuses_what_it_does_not_know():
