@@ -260,7 +260,7 @@ def figures(
     """Draw every figure that the records allow, as PDF and PNG."""
     from bloodcell_lib import experiments, paths, records
     from bloodcell_lib import figures as draw
-    from bloodcell_lib.report import published_profile
+    from bloodcell_lib.shelf import published_profile
 
     if profile:
         budget = experiments.profile(profile)
@@ -285,9 +285,12 @@ def figures(
 
 @app.command()
 def report() -> None:
-    """Build report/report.pdf from the published records."""
+    """Print the published records into README.md and MODEL_CARD.md, and build report/report.pdf."""
+    from bloodcell_lib import documents
     from bloodcell_lib import report as reports
 
+    for path in documents.update():
+        print(path)
     print(reports.build())
 
 

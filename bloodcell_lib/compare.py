@@ -64,6 +64,20 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int = 10_000
     return Difference(float(by_seed.mean()), _std(by_seed), 100 * low, 100 * high, p, len(seeds))
 
 
+def disagreements(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """What McNemar's test counts: int (2, 2), a row where we are right or wrong, a column where they are.
+
+    Over the seeds and images that both have, an image once a seed, as `difference` takes them.
+    """
+    seeds = [column for column in ours.columns if column in theirs.columns]
+    images = ours.index.intersection(theirs.index, sort=False)
+    we, they = (_hits(frame.loc[images, seeds]) for frame in (ours, theirs))
+    words = {"right": True, "wrong": False}
+    return pd.DataFrame(
+        {column: {row: int(((we == a) & (they == b)).sum()) for row, a in words.items()} for column, b in words.items()}
+    )
+
+
 def study_table(
     records: Sequence[Record], reference: str = "main", resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:

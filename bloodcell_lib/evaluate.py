@@ -79,6 +79,15 @@ def validated(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.info["final_validation_accuracy"] is not None]
 
 
+def leading(records: Sequence[Record]) -> list[Record]:
+    """The records of main, or of the first experiment where it is absent. Raises BloodcellError if there is none."""
+    if not records:
+        raise BloodcellError("No records of the kind that is shown here: run an experiment first.")
+    names = [record.experiment for record in records]
+    name = "main" if "main" in names else names[0]
+    return [record for record in records if record.experiment == name]
+
+
 def pool(records: Sequence[Record]) -> Predictions:
     """The validation predictions of several runs, one after the other: an image that k runs saw stands there k times.
 

@@ -53,7 +53,7 @@ def architecture(config: ModelConfig, pixels: int) -> Figure:
 @styled
 def training_curves(records: Sequence[Record]) -> Figure:
     """Loss and accuracy by epoch of one experiment (main, if it is there): mean over seeds, band from low to high."""
-    group = _one(records)
+    group = evaluate.leading(records)
     title = group[0].info["title"]
     band = "; band: lowest to highest seed" if len(group) > 1 else ""
     figure, (axes,) = canvas(2.2, f"{title}, {_note(group)}{band}", ncols=2)
@@ -181,7 +181,7 @@ def model_comparison(table: pd.DataFrame) -> Figure:
 @styled
 def confusion_matrix(records: Sequence[Record]) -> Figure:
     """Counts and row shares, all seeds pooled, of one experiment (main, if it is there)."""
-    group = _one(evaluate.validated(records))
+    group = evaluate.leading(evaluate.validated(records))
     pooled = evaluate.pool(group)
     matrix = evaluate.confusion(pooled.labels, pooled.predicted)
     share = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
@@ -207,7 +207,7 @@ def confusion_matrix(records: Sequence[Record]) -> Figure:
 @styled
 def per_class_f1(records: Sequence[Record]) -> Figure:
     """F1 of each class with its bootstrap interval over seeds and images, precision and recall beside it."""
-    group = _one(evaluate.validated(records))
+    group = evaluate.leading(evaluate.validated(records))
     pooled = evaluate.pool(group)
     table = evaluate.per_class(pooled.labels, pooled.predicted)
     low, high = np.quantile(evaluate.bootstrap_f1(group), [0.025, 0.975], axis=0)
@@ -241,7 +241,7 @@ def draw_all(
     shows synthetic cells, and the class counts come from data/manifest.csv, if it is there. What cannot be drawn is
     said in a warning: without records that is all but the images and the network.
     """
-    plan = _one(records)[0].info["config"] if records else {"model": {}, "pixels": PROFILES["full"].pixels}
+    plan = evaluate.leading(records)[0].info["config"] if records else {"model": {}, "pixels": PROFILES["full"].pixels}
     table = study_table(study)
     counted = cells if cells is not None else manifest_cells()
     drawers: dict[str, Callable[[], Figure]] = {
@@ -264,15 +264,6 @@ def draw_all(
         else:
             drawn[name] = save(figure, name, folder, stamp)
     return drawn
-
-
-def _one(records: Sequence[Record]) -> list[Record]:
-    """The records of main, or of the first experiment where it is absent."""
-    if not records:
-        raise BloodcellError("No records of the kind that this figure shows: run an experiment first.")
-    names = [record.experiment for record in records]
-    name = "main" if "main" in names else names[0]
-    return [record for record in records if record.experiment == name]
 
 
 def _note(records: Sequence[Record]) -> str:

@@ -165,8 +165,8 @@ def _recipe(study: Study) -> dict[str, str]:
         "ScaleLow": plain((augment.get("scale") or [None])[0]),
         "ScaleHigh": plain((augment.get("scale") or [None])[-1]),
         "Translation": number(_times(100, augment.get("translate"))),
-        "DeepParameters": count(_built("deep_efficientnet")),
-        "DescribedParameters": count(_built("as_described")),
+        "DeepParameters": count(built("deep_efficientnet")),
+        "DescribedParameters": count(built("as_described")),
         "Dropout": plain(model.get("dropout")),
         "StochasticDepth": plain(model.get("stochastic_depth")),
         "Planned": count(len(STUDY)),
@@ -250,7 +250,8 @@ def _claims(study: Study) -> dict[str, str]:
     }
 
 
-def _built(network: str) -> int:
+def built(network: str) -> int:
+    """Parameters of a network with eight outputs."""
     with torch.device("meta"):  # no memory, and nothing drawn from the global random state
         return models.parameters(models.build(ModelConfig(network)))
 

@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 REPORT = ROOT / "report"
-RESULTS = REPORT / "results"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 MANIFEST = ROOT / "data" / "manifest.csv"
 CLASS_MAP_FILE = ROOT / "data" / "class_map.json"
 
 # The environment may move what a run reads and writes: tests and clusters do.
+RESULTS = from_environment("BLOODCELL_RESULTS", REPORT / "results")
 RUNS = from_environment("BLOODCELL_RUNS", ROOT / "runs")
 RAW = from_environment("BLOODCELL_RAW", ROOT / "data" / "raw")
 CACHE = from_environment("BLOODCELL_CACHE", ROOT / "data" / "cache")

@@ -18,6 +18,7 @@ from bloodcell_lib import numbers, paths, sentences, tables
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.records import Record, load_records
+from bloodcell_lib.shelf import published_profile
 
 PAGES = 6  # of text, figures and tables; references are not counted
 OVERFULL = 5.0  # points that a line may stick out into the margin
@@ -47,11 +48,6 @@ def missing_packages() -> list[str]:
     return sorted(absent)
 
 
-def published_profile(results: Path = paths.RESULTS) -> str:
-    """`full` if `results` holds a record of it, else `cpu`."""
-    return "full" if load_records(Path(results) / "full") else "cpu"
-
-
 def generate(
     results: Path = paths.RESULTS,
     folder: Path = paths.REPORT / "generated",
@@ -64,7 +60,11 @@ def generate(
     gives is printed as a dash, so that a part of a study makes a report too, and so does none of it.
     """
     profile = profile or published_profile(results)
-    study = Study.of(load_records(Path(results) / profile), profile)
+    return write(Study.of(load_records(Path(results) / profile), profile), folder, stamp)
+
+
+def write(study: Study, folder: Path, stamp: str | None = None) -> list[Path]:
+    """Writes the files of `generate` into `folder` from a study that is loaded; gives their paths."""
     macros = numbers.macros(study, stamp or "") | sentences.sentences(study)
     lines = [rf"\newcommand{{\{name}}}{{{text}}}" for name, text in macros.items()]
     head = "% Written by bloodcell_lib.report from the recorded runs: do not edit.\n"

@@ -1,8 +1,9 @@
-"""The report's tables, each a LaTeX file from records: booktabs, and a dash where nothing is recorded."""
+"""The report's tables, each from records, with a dash where nothing is recorded; cells are LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,25 +26,30 @@ SETTINGS = (
 WORDS = {"adamw": "AdamW", "adam": "Adam", "cosine": "cosine", "constant": "constant", "step": "step"}
 
 
+@dataclass(frozen=True)
+class Table:
+    """columns: LaTeX's. units: a second line of the head. rows: a row that is a string is put in as it is."""
+
+    columns: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str] | str]
+    units: Sequence[str] = ()
+
+    def latex(self) -> str:
+        """A booktabs tabular, without float and caption, which report.tex gives."""
+        body = [row if isinstance(row, str) else " & ".join(row) + r" \\" for row in self.rows]
+        head = [" & ".join(line) + r" \\" for line in (self.head, self.units) if line]
+        top = [rf"\begin{{tabular}}{{@{{}}{self.columns}@{{}}}}", r"\toprule", *head, r"\midrule"]
+        return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
 def tables(study: Study) -> dict[str, str]:
-    """File name -> LaTeX of a tabular, without float and caption, which report.tex gives."""
-    return {
-        "recipe.tex": recipe(study),
-        "models.tex": models(study),
-        "ablations.tex": ablations(study),
-        "per_class.tex": per_class(study),
-        "claims.tex": claims(study),
-    }
+    """File name -> LaTeX of a tabular."""
+    makers = (recipe, models, ablations, per_class, claims)
+    return {f"{make.__name__}.tex": make(study).latex() for make in makers}
 
 
-def tabular(columns: str, head: Sequence[str], rows: Sequence[Sequence[str] | str], rules: str = "") -> str:
-    """A booktabs tabular; a row that is a string is put in as it is."""
-    body = [row if isinstance(row, str) else " & ".join(row) + r" \\" for row in rows]
-    top = [rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule", " & ".join(head) + r" \\"]
-    return "\n".join([*top, *([rules] if rules else []), r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def recipe(study: Study) -> str:
+def recipe(study: Study) -> Table:
     """The main recipe beside the baselines' budget, from the records of each."""
     main = study.main("config") or {}
     baseline = next((r.info["config"] for n in STUDY if STUDY[n].group == "baseline" for r in study.runs(n)), {})
@@ -52,7 +58,7 @@ def recipe(study: Study) -> str:
     half = (len(rows) + 1) // 2
     pairs = [(*a, *b) for a, b in zip(rows[:half], rows[half:])]
     head = ("Setting", "Main", "Baselines") * 2
-    return tabular("lll@{\\hspace{2.2em}}lll", head, pairs)
+    return Table("lll@{\\hspace{2.2em}}lll", head, pairs)
 
 
 def _setting(config: dict, part: str, field: str) -> str:
@@ -64,7 +70,7 @@ def _setting(config: dict, part: str, field: str) -> str:
     return WORDS.get(value, escape(value)) if isinstance(value, str) else "none" if value == 0 else plain(value)
 
 
-def models(study: Study) -> str:
+def models(study: Study) -> Table:
     """The networks under both budgets: accuracy, and the distance to the main model under the same recipe."""
     rows = []
     for name in ("main", "as_described", "efficientnet_lite", "resnet18", "simple_cnn"):
@@ -85,11 +91,11 @@ def models(study: Study) -> str:
             )
         )
     head = ("Network", "Params", "MACs", "Reference's", "Main recipe", "Difference to main", "Seeds")
-    second = r" & (M) & (M) & budget (\%) & (\%) & (points, 95\,\% interval) & \\"
-    return tabular("lrrrrrr", head, rows, second)
+    units = ("", "(M)", "(M)", r"budget (\%)", r"(\%)", r"(points, 95\,\% interval)", "")
+    return Table("lrrrrrr", head, rows, units)
 
 
-def ablations(study: Study) -> str:
+def ablations(study: Study) -> Table:
     """Each change of the main recipe: accuracy, and the corrected exact test against the main model."""
     rows: list[Sequence[str] | str] = [("Main recipe", _accuracy(study.row("main")), "")]
     for group in GROUPS:
@@ -99,24 +105,24 @@ def ablations(study: Study) -> str:
                 p = study.row(name).get("p_holm")
                 small = p is not None and p < 0.001
                 rows.append((row.title, _accuracy(study.row(name)), "$<$0.001" if small else number(p, 3)))
-    return tabular("lrr", ("Experiment", r"Accuracy (\%)", "$p$"), rows)
+    return Table("lrr", ("Experiment", r"Accuracy (\%)", "$p$"), rows)
 
 
-def per_class(study: Study) -> str:
+def per_class(study: Study) -> Table:
     """Precision, recall and F1 of the main model by class, all seeds pooled."""
     head = ("Class", "Precision", "Recall", "F1")
     if study.pooled is None:
-        return tabular("lrrr", head, [(DASH,) * 4])
+        return Table("lrrr", head, [(DASH,) * 4])
     scores = evaluate.per_class(study.pooled.labels, study.pooled.predicted)
     keys = ("precision", "recall", "f1")
     rows: list[Sequence[str] | str] = [
         (str(title), *(number(row[key], 3) for key in keys)) for title, row in scores.iterrows()
     ]
     rows += [r"\midrule", ("Mean", *(number(scores[key].mean(), 3) for key in keys))]
-    return tabular("lrrr", head, rows)
+    return Table("lrrr", head, rows)
 
 
-def claims(study: Study) -> str:
+def claims(study: Study) -> Table:
     """The reference's claims, what its other files say, what is measured, and the verdict by the stated rule."""
     rows = []
     for key, row in study.claims.iterrows():
@@ -131,7 +137,7 @@ def claims(study: Study) -> str:
         rows.append((escape(claim), escape(row["stated"]), escape(elsewhere), measured, row["verdict"]))
     # The third column breaks its lines: one claim there is a sentence.
     columns = r"ll>{\raggedright\arraybackslash}p{2.7cm}ll"
-    return tabular(columns, ("Claim", "Stated", "Its other files", "Measured [interval]", "Verdict"), rows)
+    return Table(columns, ("Claim", "Stated", "Its other files", "Measured [interval]", "Verdict"), rows)
 
 
 SHORTER = {

@@ -91,6 +91,17 @@ def test_mcnemar_agrees_with_statsmodels(record):
     assert compare.difference(by_image([ours]), by_image([theirs])).p == pytest.approx(expected)
 
 
+def test_disagreements_are_what_mcnemar_counts(record):
+    ours, theirs = by_image([record("a", 0, flags(20, 5))]), by_image([record("b", 0, flags(20, 4, first=3))])
+    counts = compare.disagreements(ours, theirs)
+    assert counts.loc["wrong"].tolist() == [3, 2] and counts.loc["right"].tolist() == [13, 2]
+    assert list(counts.columns) == list(counts.index) == ["right", "wrong"]
+    other_seed = by_image([record("c", 1, flags(20, 4))])
+    assert compare.disagreements(ours, other_seed).to_numpy().sum() == 0
+    p = mcnemar(counts, exact=True).pvalue
+    assert compare.difference(ours, theirs).p == pytest.approx(p)
+
+
 def test_the_interval_is_that_of_a_plain_bootstrap(record):
     rng = np.random.default_rng(1)
     rows = [[rng.random(120) < share for _ in range(3)] for share in (0.9, 0.8)]

@@ -97,6 +97,14 @@ def test_top_confusions():
     assert evaluate.top_confusions(np.diag([3] * 8)).empty
 
 
+def test_main_leads_and_the_first_where_it_is_absent(runs):
+    assert {record.experiment for record in evaluate.leading(runs)} == {"main"}
+    rest = [record for record in runs if record.experiment != "main"]
+    assert evaluate.leading(rest) == [record for record in rest if record.experiment == rest[0].experiment]
+    with pytest.raises(BloodcellError, match="run an experiment first"):
+        evaluate.leading([])
+
+
 def test_pool_puts_the_runs_end_to_end(runs):
     pooled = evaluate.pool(of(runs, "main"))
     parts = [record.validation() for record in of(runs, "main")]

@@ -18,6 +18,7 @@ from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.experiments import EXPERIMENTS, STUDY
 from bloodcell_lib.numbers import PUBLISHED, Study
 from bloodcell_lib.records import load_records
+from bloodcell_lib.shelf import published_profile
 
 needs_latex = pytest.mark.skipif(bool(report.missing_packages()), reason="LaTeX is not complete here")
 SOURCE = (paths.REPORT / "report.tex").read_text(encoding="utf-8")
@@ -157,9 +158,9 @@ def test_numbers_are_those_of_the_records(whole, tmp_path):
 
 def test_full_is_preferred_to_cpu(tmp_path):
     write_records(tmp_path / "cpu", ["main"], seeds=(0,))
-    assert report.published_profile(tmp_path) == "cpu"
+    assert published_profile(tmp_path) == "cpu"
     write_records(tmp_path / "full", ["main"], seeds=(0,), profile="full")
-    assert report.published_profile(tmp_path) == "full"
+    assert published_profile(tmp_path) == "full"
     report.generate(tmp_path, tmp_path / "out")
     assert generated(tmp_path / "out")["ProfileName"] == "full"
 

@@ -1,0 +1,203 @@
+"""Blocks of the README and the model card that are made from the published records, so that nobody types a number.
+
+A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever is there is replaced.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bloodcell_lib import calibration, evaluate, paths, sentences, tables
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.experiments import PROFILES
+from bloodcell_lib.numbers import Study, built, without_source
+from bloodcell_lib.records import load_records
+from bloodcell_lib.shelf import published_profile
+
+NOTHING = "No study is published yet."
+MARKER = re.compile(r"<!-- (begin|end) (\w+) -->")
+# The LaTeX that our sentences and tables hold, and what it is in Markdown.
+SIGNS = {
+    r"$\pm$": "±",
+    r"$\times$": "×",
+    "$-$": "−",
+    "$+$": "+",
+    "$<$": "<",
+    "$p$": "*p*",
+    r"\,": " ",
+    r"\quad ": "",
+    "--": "–",
+    "$": "",
+}
+
+
+def update(results: Path = paths.RESULTS, root: Path = paths.ROOT) -> list[Path]:
+    """Fills the blocks of every document in `root` from the records in `results`; gives the files that changed.
+
+    Raises BloodcellError, before anything is written, if a document is absent or its markers are not in order.
+    """
+    profile = published_profile(results)
+    study = Study.of(load_records(Path(results) / profile), profile)
+    texts = {}
+    for name, blocks in DOCUMENTS.items():
+        path = Path(root) / name
+        if not path.is_file():
+            raise BloodcellError(f"There is no {path}: run from a checkout of the repository.")
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, {block: make(study) for block, make in blocks.items()}, name)
+        if after != before:
+            texts[path] = after
+    for path, text in texts.items():
+        with paths.write_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(texts)
+
+
+def filled(text: str, blocks: dict[str, str], name: str) -> str:
+    """`text` with each of `blocks` between its markers. Raises BloodcellError unless each has them once, in order."""
+    found = MARKER.findall(text)
+    if sorted(found[::2]) != sorted(("begin", block) for block in blocks) or found[1::2] != [
+        ("end", block) for _, block in found[::2]
+    ]:
+        raise BloodcellError(
+            f"The markers in {name} are not in order: give each of {', '.join(blocks)} one line "
+            "`<!-- begin ... -->` and below it one `<!-- end ... -->`."
+        )
+    for block, content in blocks.items():
+        begin, end = f"<!-- begin {block} -->", f"<!-- end {block} -->"
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def markdown(latex: str) -> str:
+    """A sentence or a table's cell of the report, which are LaTeX, as Markdown."""
+    text = re.sub(r"\\texttt\{([^{}]*)\}", r"`\1`", latex)
+    for sign, letter in SIGNS.items():
+        text = text.replace(sign, letter)
+    return re.sub(r"\\([%&#_$])", r"\1", text).strip()
+
+
+def results(study: Study) -> str:
+    """The main model's accuracy with all that it depends on, and the networks under both budgets."""
+    if not study.records:
+        return NOTHING
+    told = [accuracy(study), sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
+    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.models(study))}"
+
+
+def accuracy(study: Study) -> str:
+    """Profile, seeds, device, and the final epoch's accuracy of main, in one sentence."""
+    config = (study.runs("main") or study.records)[0].info["config"]
+    seeds, planned = len(study.runs("main")), len(study.budget.seeds)
+    size = f"{config['pixels']} × {config['pixels']} pixels, {config['train']['epochs']} epochs"
+    devices = " and ".join(dict.fromkeys(record.info["machine"]["device"] for record in study.records))
+    under = f"Under the profile `{study.profile}`, on {devices},"
+    row = study.row("main")
+    if not row:
+        return f"{under} the main model is not recorded yet (0 of {planned} planned seeds)."
+    spread = "" if math.isnan(row["std"]) else f" ± {100 * row['std']:.2f}"
+    return (
+        f"{under} the main model ({size}; {seeds} of {planned} planned seeds recorded) names "
+        f"**{100 * row['mean']:.2f}{spread} %** of {row['images']:,} validation images rightly in its final epoch "
+        f"(95 % interval {100 * row['mean_low']:.2f} to {100 * row['mean_high']:.2f} %)."
+    )
+
+
+def provenance(study: Study) -> str:
+    """What the runs were made with."""
+    versions = dict.fromkeys(record.info["machine"]["torch"] for record in study.records)
+    commits = dict.fromkeys(str(record.info["commit"]) for record in study.records)
+    return f"Made with PyTorch {' and '.join(versions)}, at commit {', '.join(commits)}."
+
+
+def other_budget(study: Study) -> str:
+    """What these accuracies are not."""
+    full = PROFILES["full"]
+    if study.profile == full.name:
+        return ""
+    return (
+        f"All these are accuracies under `{study.profile}`, and not those of `{full.name}` ({full.pixels} × "
+        f"{full.pixels} pixels, {full.epochs} epochs), which is not recorded."
+    )
+
+
+def claims(study: Study) -> str:
+    """Each claim of the reference, what its other files say, what is measured, and the verdict."""
+    if not study.records:
+        return NOTHING
+    rows = []
+    for _, row in study.claims.iterrows():
+        digits = 2 if row["unit"] else 3
+        sign = "+" if row["unit"] == "points" else ""
+        between = row["low"] < row["high"]  # a count is exact, and what is not measured is nan
+        interval = f"{row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f}" if between else "–"
+        elsewhere = without_source(row["elsewhere"])
+        measured, interval = ((text or "–").replace("-", "−") for text in (row["measured"], interval))
+        rows.append((row["claim"], row["stated"], elsewhere, measured, interval, row["verdict"]))
+    head = ("Claim", "Stated", "Its other files", "Measured, profile " + study.profile, "95 % interval", "Verdict")
+    return f"{_paragraph(sentences.claims(study))}\n\n{_table(head, rows)}"
+
+
+def network(study: Study) -> str:
+    """The size of the main network, as it is built and as it ran."""
+    parameters = built("deep_efficientnet")
+    told = f"{parameters:,} parameters, {4 * parameters / 1e6:.1f} MB in float32"
+    if study.main("model"):
+        pixels, macs = study.main("config", "pixels"), study.main("model", "macs") / 1e6
+        told += f"; {macs:,.0f} million multiply-accumulates for a cell at {pixels} × {pixels} pixels"
+    return _paragraph(f"{told}.")
+
+
+def evaluation(study: Study) -> str:
+    """The main model's accuracy, its classes one by one, its mistakes and its probabilities."""
+    if not study.records:
+        return NOTHING
+    told = [accuracy(study), sentences.source(study), other_budget(study), sentences.best_epoch(study)]
+    told += [sentences.cross_validation(study)]
+    below = [sentences.classes(study), sentences.mistakes(study), confidence(study)]
+    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study))}\n\n{_paragraph(*below)}"
+
+
+def confidence(study: Study) -> str:
+    """How far the probabilities may be believed, run by run, before any temperature."""
+    runs = [record.validation() for record in evaluate.validated(study.runs("main"))]
+    if not runs:
+        return "Its probabilities are not measured yet."
+    error = np.mean([calibration.ece(run.labels, run.probabilities) for run in runs])
+    claimed = np.mean([run.probabilities.max(1).mean() for run in runs])
+    right = np.mean([evaluate.accuracy(run.labels, run.predicted) for run in runs])
+    return (
+        f"Its probabilities, as they come out of the network, claim {100 * claimed:.1f} % on average where "
+        f"{100 * right:.1f} % are right; the expected calibration error is {100 * error:.1f} points "
+        f"({calibration.BINS} bins of equally many images, mean of {sentences.plural(len(runs), 'seed')})."
+    )
+
+
+Block = Callable[[Study], str]
+DOCUMENTS: dict[str, dict[str, Block]] = {
+    "README.md": {"results": results, "claims": claims},
+    "MODEL_CARD.md": {"network": network, "evaluation": evaluation},
+}
+
+
+def _paragraph(*told: str) -> str:
+    text = " ".join(markdown(sentence) for sentence in told if sentence)
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _markdown_table(table: tables.Table) -> str:
+    units = table.units or [""] * len(table.head)
+    head = [f"{name} {unit}".strip() for name, unit in zip(table.head, units)]
+    return _table(head, [row for row in table.rows if not isinstance(row, str)])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(markdown(cell) for cell in line)} |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])

@@ -1,0 +1,106 @@
+"""Where records stand: the published ones, this machine's, or those in a folder that a reader names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bloodcell_lib import experiments, paths
+from bloodcell_lib.data import SYNTHETIC, CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.records import Record, load_records
+
+PUBLISHED, OWN = "published", "own"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The folders that hold `<experiment>/seed<k>/`, and the profile that these records were made under.
+
+    runs: of the main experiment. study: of the grid, the same folder except in the demo, whose grid has a profile of
+    its own. home: where figures drawn from them go. own: whether they are this machine's, so that more can be made.
+    """
+
+    runs: Path
+    study: Path
+    profile: str
+    home: Path
+    own: bool
+
+    def main(self) -> list[Record]:
+        """The records in `runs`. Raises BloodcellError if there is none."""
+        found = load_records(self.runs)
+        if not found:
+            raise BloodcellError(f"No records in {self.runs}: run the notebook 02_training first.")
+        return found
+
+    def grid(self) -> list[Record]:
+        """The records in `study`. Raises BloodcellError if there is none."""
+        found = load_records(self.study)
+        if not found:
+            raise BloodcellError(f"No records in {self.study}: run the notebook 03_ablations first.")
+        return found
+
+    def of(self, experiment: str) -> list[Record]:
+        """Those in `runs` of one experiment, by seed. Raises BloodcellError if there is none."""
+        found = self.main()
+        chosen = [record for record in found if record.experiment == experiment]
+        if not chosen:
+            there = ", ".join(dict.fromkeys(record.experiment for record in found))
+            raise BloodcellError(f"No record of {experiment} in {self.runs}: choose one that is there, {there}.")
+        return chosen
+
+
+def published_profile(results: Path = paths.RESULTS) -> str:
+    """`full` if `results` holds a record of it, else `cpu`."""
+    return "full" if load_records(Path(results) / "full") else "cpu"
+
+
+def home_of(results: str, profile: str) -> Path:
+    """Where what is drawn goes: `runs/<profile>` for this machine's records, so that others leave it alone."""
+    names = {OWN: profile, PUBLISHED: PUBLISHED}
+    return paths.RUNS / names.get(results, "given")
+
+
+def find(results: str, profile: str) -> Shelf:
+    """The shelf that `results` means: "published", "own" (this machine's under `profile`), or else a folder.
+
+    A folder is given as it is, or from the repository's root. Raises BloodcellError if nothing is published, or if
+    the folder holds no records; this machine's may be yet to come.
+    """
+    home = home_of(results, experiments.profile(profile).name)
+    if results == OWN:
+        study = experiments.profile(profile).study or profile
+        return Shelf(home, paths.RUNS / study, study, home, own=True)
+    if results == PUBLISHED:
+        folder = paths.RESULTS / published_profile(paths.RESULTS)
+        otherwise = (
+            f"No study is published yet in {paths.RESULTS}: set results to 'own' to run one here, "
+            "or record one with `bloodcell study` and then `bloodcell publish`."
+        )
+    else:
+        folder = paths.ROOT / os.path.expanduser(results)
+        otherwise = (
+            f"No records in {folder}: set results to 'published', to 'own', or to a folder that holds "
+            "<experiment>/seed<k>/record.json."
+        )
+    found = load_records(folder)
+    if not found:
+        raise BloodcellError(otherwise)
+    made = {record.profile for record in found}
+    if len(made) > 1:
+        raise BloodcellError(f"{folder} holds records of {' and '.join(sorted(made))}: give those of one profile.")
+    return Shelf(folder, folder, made.pop(), home, own=False)
+
+
+def images_of(record: Record, given: str = "", skip_bad: bool = False) -> CellImages | None:
+    """The labelled images that a run saw, at its size; None where they are not on this machine.
+
+    given: their folder, else as `experiments.image_folder` finds it; nothing is drawn for a run on photographs.
+    """
+    if not given and paths.data_folder() is None and record.info["data"]["source"] != SYNTHETIC:
+        return None
+    folder = experiments.image_folder(Path(given) if given else None, "demo")
+    cells = experiments.load_images(record.profile, folder, skip_bad, progress=False)
+    return cells if cells.fingerprint == record.info["data"]["fingerprint"] else None

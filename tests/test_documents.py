@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_records import write_records
+
+from bloodcell_lib import documents, paths, sentences, tables
+from bloodcell_lib.documents import DOCUMENTS, NOTHING, filled, markdown, update
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.experiments import EXPERIMENTS
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.records import load_records
+from bloodcell_lib.reference import CLAIMS
+
+MAKERS = {name: make for blocks in DOCUMENTS.values() for name, make in blocks.items()}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Study]:
+    """A whole study, parts of one with and without its main model, one run, and none."""
+    root = tmp_path_factory.mktemp("studies")
+    write_records(root / "whole", list(EXPERIMENTS))
+    write_records(root / "part", ["main", "no_se"], seeds=(0, 1))
+    write_records(root / "part", ["simple_cnn", "final"], seeds=(0,))
+    write_records(root / "headless", ["efficientnet_lite"], seeds=(0,))
+    write_records(root / "one", ["main"], seeds=(0,))
+    write_records(root / "full", ["main"], seeds=(0,), profile="full")
+    kinds = ("whole", "part", "headless", "one", "full", "none")
+    return {kind: Study.of(load_records(root / kind), "full" if kind == "full" else "cpu") for kind in kinds}
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Path:
+    """A folder with the documents as they are in the repository."""
+    for name in DOCUMENTS:
+        (tmp_path / name).write_text((paths.ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    return tmp_path
+
+
+# What is committed
+
+
+def test_the_committed_documents_say_what_the_committed_records_give(copies):
+    before = {name: (copies / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+    assert update(paths.REPORT / "results", copies) == [], "run `make report` and commit what it changes"
+    assert {name: (copies / name).read_text(encoding="utf-8") for name in DOCUMENTS} == before
+
+
+def test_links_of_the_model_card_lead_somewhere():
+    card = (paths.ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", card)
+    assert len(links) >= 4
+    assert all(link.startswith("https://") or (paths.ROOT / link).exists() for link in links)
+
+
+# Filling
+
+
+def test_documents_are_filled_once_and_then_left_alone(copies, tmp_path):
+    write_records(tmp_path / "results" / "cpu", ["main", "no_se"], seeds=(0, 1))
+    outside = {name: re.split(r"<!-- begin .*?<!-- end \w+ -->", text(copies / name), flags=re.S) for name in DOCUMENTS}
+    assert update(tmp_path / "results", copies) == [copies / name for name in DOCUMENTS]
+    made = {name: text(copies / name) for name in DOCUMENTS}
+    for name, said in made.items():
+        assert NOTHING not in said and "Under the profile `cpu`" in said
+        assert re.split(r"<!-- begin .*?<!-- end \w+ -->", said, flags=re.S) == outside[name], "the prose is the user's"
+    times = {name: (copies / name).stat().st_mtime_ns for name in DOCUMENTS}
+    assert update(tmp_path / "results", copies) == []
+    assert {name: (copies / name).stat().st_mtime_ns for name in DOCUMENTS} == times
+    assert update(tmp_path / "nothing", copies) == [copies / name for name in DOCUMENTS]
+    assert all(NOTHING in text(copies / name) for name in DOCUMENTS)
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+BEGIN, END = "<!-- begin results -->", "<!-- end results -->"
+
+
+def test_what_stands_between_the_markers_is_replaced():
+    assert filled(f"a\n{BEGIN}old\n\nolder{END}\nz", {"results": "new"}, "x") == f"a\n{BEGIN}\n\nnew\n\n{END}\nz"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("no marker", BEGIN, END, END + BEGIN, BEGIN + BEGIN + END + END, (BEGIN + END) * 2),
+        *(f"{BEGIN}{END}<!-- begin other --><!-- end other -->", f"{BEGIN}<!-- end other -->"),
+    ],
+)
+def test_markers_out_of_order_are_told(wrong):
+    with pytest.raises(BloodcellError, match=r"The markers in README\.md are not in order"):
+        filled(wrong, {"results": "new"}, "README.md")
+
+
+def test_nothing_is_written_unless_all_documents_can_be(copies, tmp_path):
+    write_records(tmp_path / "results" / "cpu", ["main"], seeds=(0,))
+    readme = text(copies / "README.md")
+    (copies / "MODEL_CARD.md").write_text("no marker")
+    with pytest.raises(BloodcellError, match=r"MODEL_CARD\.md are not in order"):
+        update(tmp_path / "results", copies)
+    (copies / "MODEL_CARD.md").unlink()
+    with pytest.raises(BloodcellError, match=r"There is no .*MODEL_CARD\.md"):
+        update(tmp_path / "results", copies)
+    assert text(copies / "README.md") == readme
+    assert not [path for path in copies.iterdir() if path.name.startswith(".")]
+
+
+# What the blocks say
+
+
+@pytest.mark.parametrize("kind", ["whole", "part", "headless", "one", "full", "none"])
+@pytest.mark.parametrize("block", MAKERS)
+def test_each_block_is_markdown_whatever_is_recorded(studies, kind, block):
+    made = MAKERS[block](studies[kind])
+    assert not re.search(r"[\\$]|\bnan\b|None|<!--", made)
+    lines = made.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) <= 1, "a table's lines have as many cells as its head"
+    assert all(len(line) <= 120 for line in lines if line not in rows)
+    if kind == "none" and block != "network":
+        assert made == NOTHING
+
+
+def test_every_sentence_of_the_report_can_be_said_in_markdown(studies):
+    for kind, study in studies.items():
+        for name, said in sentences.sentences(study).items():
+            assert not re.search(r"[\\${}]", markdown(said)), (kind, name, said)
+    assert markdown(r"$-$0.42 [$-$1.77, $+$0.94] $\pm$ 3\,\% \texttt{a\_b} $<$0.001") == (
+        "−0.42 [−1.77, +0.94] ± 3 % `a_b` <0.001"
+    )
+
+
+def flat(made: str) -> str:
+    return " ".join(made.split())
+
+
+def test_results_are_those_of_the_records(studies):
+    study = studies["whole"]
+    made = flat(documents.results(study))
+    finals = [100 * record.info["final_validation_accuracy"] for record in study.runs("main")]
+    row = study.row("main")
+    assert f"**{np.mean(finals):.2f} ± {np.std(finals, ddof=1):.2f} %** of 640 validation images" in made
+    assert f"(95 % interval {100 * row['mean_low']:.2f} to {100 * row['mean_high']:.2f} %)" in made
+    assert (
+        "Under the profile `cpu`, on a processor (2 threads), the main model (112 × 112 pixels, 5 epochs; 3 of 3"
+        in made
+    )
+    assert "not those of `full` (224 × 224 pixels, 50 epochs)" in made
+    assert "All 48 runs of the study are recorded" in made and "at commit abc123" in made
+    for name in ("simple_cnn", "resnet18", "efficientnet_lite"):
+        for key in (name, f"{name}_full"):
+            assert f"{100 * study.row(key)['mean']:.2f} ± {100 * study.row(key)['std']:.2f}" in made
+
+
+def test_a_part_is_told_as_a_part(studies):
+    part, one, headless = (flat(documents.results(studies[kind])) for kind in ("part", "one", "headless"))
+    assert "2 of 3 planned seeds recorded" in part and "The study is partial: 6 of its 48 runs" in part
+    assert "1 of 3 planned seeds recorded" in one and re.search(r"names \*\*\d\d\.\d\d %\*\*", one)
+    assert "the main model is not recorded yet (0 of 3 planned seeds)" in headless
+    assert "`full`" not in flat(documents.results(studies["full"])).replace("Under the profile `full`", "")
+
+
+def test_runs_on_drawn_cells_are_told_as_such(tmp_path):
+    write_records(tmp_path, ["main"], seeds=(0,))
+    for path in tmp_path.rglob("record.json"):
+        info = json.loads(path.read_text())
+        info["data"] |= {"course": False, "source": "synthetic cells"}
+        path.write_text(json.dumps(info))
+    study = Study.of(load_records(tmp_path), "cpu")
+    assert "say nothing about blood" in flat(documents.results(study))
+    assert "say nothing about blood" in flat(documents.evaluation(study))
+
+
+def test_every_claim_stands_beside_its_measurement(studies):
+    study = studies["whole"]
+    made = documents.claims(study)
+    rows = [line.split(" | ") for line in made.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(CLAIMS)
+    for cells, claim, (_, row) in zip(rows, CLAIMS, study.claims.iterrows()):
+        assert cells[0] == f"| {claim.claim}" and cells[1] == claim.stated
+        assert cells[-1] == f"{row['verdict']} |"
+        assert (row["measured"].replace("-", "−") or "–") == cells[3]
+        assert (cells[4] == "–") == (not row["low"] < row["high"])
+
+
+def test_the_model_card_has_each_class_and_the_calibration(studies):
+    made = documents.evaluation(studies["whole"])
+    for title in tables.evaluate.TITLES:
+        assert f"| {title} |" in made
+    runs = [record.validation() for record in studies["whole"].runs("main")]
+    claimed = np.mean([run.probabilities.max(1).mean() for run in runs])
+    assert f"claim {100 * claimed:.1f} % on average" in flat(made)
+    assert "probabilities are not measured yet" in flat(documents.evaluation(studies["headless"]))
+    assert "1,843,366 parameters" in documents.network(studies["none"])
+    assert "98 million multiply-accumulates for a cell at 112 × 112" in documents.network(studies["one"])

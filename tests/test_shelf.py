@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fake_records import write_records
+
+from bloodcell_lib import paths, shelf, synthetic
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.records import load_records
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results, runs, downloads and cache of this test's own; no images."""
+    for name in ("RESULTS", "RUNS", "RAW", "CACHE"):
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+    monkeypatch.delenv("BLOODCELL_DATA", raising=False)
+    return tmp_path
+
+
+def test_published_records_are_those_of_full_where_there_are_any(places):
+    write_records(places / "results" / "cpu", ["main", "no_se"], seeds=(0,))
+    place = shelf.find("published", "demo")
+    assert (place.runs, place.profile, place.own) == (places / "results" / "cpu", "cpu", False)
+    assert place.study == place.runs and place.home == places / "runs" / "published"
+    write_records(places / "results" / "full", ["main"], seeds=(0,), profile="full")
+    assert shelf.find("published", "demo").profile == "full"
+    assert [record.profile for record in shelf.find("published", "demo").grid()] == ["full"]
+
+
+def test_own_records_are_the_profiles_and_may_be_yet_to_come(places):
+    demo, cpu = shelf.find("own", "demo"), shelf.find("own", "cpu")
+    assert demo.own and (demo.runs, demo.study) == (places / "runs" / "demo", places / "runs" / "demo" / "study")
+    assert demo.profile == "demo/study" and demo.home == demo.runs
+    assert (cpu.runs, cpu.study, cpu.profile, cpu.home) == (places / "runs" / "cpu",) * 2 + ("cpu", cpu.runs)
+    with pytest.raises(BloodcellError, match=r"No records in .*demo: run the notebook 02_training first"):
+        demo.main()
+    with pytest.raises(BloodcellError, match=r"No records in .*study: run the notebook 03_ablations first"):
+        demo.grid()
+
+
+def test_a_folder_is_taken_as_it_is_or_from_the_repositorys_root(places):
+    folder = places / "ein Ordner mit Ümläuten"
+    write_records(folder, ["main"], seeds=(0, 1), profile="full")
+    for given in (str(folder), os.path.relpath(folder, paths.ROOT)):
+        place = shelf.find(given, "demo")
+        assert (place.profile, place.own, place.home) == ("full", False, places / "runs" / "given")
+        assert [record.seed for record in place.of("main")] == [0, 1]
+
+
+def test_what_is_not_there_is_told_in_one_sentence(places):
+    with pytest.raises(BloodcellError, match=r"No study is published yet in .*results: set results to 'own'"):
+        shelf.find("published", "demo")
+    with pytest.raises(BloodcellError, match=r"No records in .*nowhere: set results to 'published', to 'own', or to"):
+        shelf.find(str(places / "nowhere"), "demo")
+    with pytest.raises(BloodcellError, match="Unknown profile 'gpu'"):
+        shelf.find("own", "gpu")
+    write_records(places / "results" / "cpu", ["no_se", "aug_none"], seeds=(0,))
+    with pytest.raises(BloodcellError, match=r"No record of main in .*: choose one that is there, no_se, aug_none"):
+        shelf.find("published", "demo").of("main")
+
+
+def test_records_of_two_profiles_are_not_mixed(places):
+    write_records(places / "mixed", ["main"], seeds=(0,), profile="cpu")
+    write_records(places / "mixed", ["no_se"], seeds=(0,), profile="full")
+    with pytest.raises(BloodcellError, match="holds records of cpu and full: give those of one profile"):
+        shelf.find(str(places / "mixed"), "demo")
+
+
+def test_images_are_given_only_where_they_are_the_records(places):
+    write_records(places / "results" / "cpu", ["main"], seeds=(0,))
+    (record,) = shelf.find("published", "demo").main()
+    assert shelf.images_of(record) is None
+    assert not (places / "runs").exists() and not (places / "cache").exists(), "nothing is drawn to no purpose"
+    drawn = synthetic.write(places / "drawn", per_class=2, test=0)
+    assert shelf.images_of(record, str(drawn)) is None
+    cells = shelf.experiments.load_images("cpu", drawn, progress=False)
+    path = record.folder / "record.json"
+    info = json.loads(path.read_text())
+    info["data"]["fingerprint"] = cells.fingerprint
+    path.write_text(json.dumps(info))
+    found = shelf.images_of(load_records(places / "results" / "cpu")[0], str(drawn))
+    assert found is not None and (len(found), found.images.shape[-1]) == (16, 96)
+    with pytest.raises(BloodcellError, match=r"No folder"):
+        shelf.images_of(record, str(places / "nowhere"))
