@@ -142,6 +142,16 @@ def draw(cell_type: str | CellType, rng: np.random.Generator, prefix: str | None
     is drawn by lot. On one machine the generator's state decides the picture, bit for bit. Raises BloodcellError for an
     unknown type or prefix.
     """
+    return draw_with_masks(cell_type, rng, prefix)[0]
+
+
+def draw_with_masks(
+    cell_type: str | CellType, rng: np.random.Generator, prefix: str | None = None
+) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """The picture that `draw` gives, and the truth about it: where the cell and where its nucleus is, bool (363, 360).
+
+    A cell without a nucleus, a platelet, has an empty one.
+    """
     name = cell_type.name if isinstance(cell_type, CellType) else cell_type
     if name not in NAMES:
         raise BloodcellError(f"Unknown cell type '{name}': choose one of {', '.join(NAMES)}.")
@@ -151,13 +161,14 @@ def draw(cell_type: str | CellType, rng: np.random.Generator, prefix: str | None
         raise BloodcellError(f"Unknown file prefix '{prefix}' of class {name}: choose one of {', '.join(finer)}.")
     forms = FORMS[finer[prefix]]
 
-    amounts, cover, radius = _paint(forms[rng.integers(len(forms))], rng)
+    amounts, cover, core, radius = _paint(forms[rng.integers(len(forms))], rng)
     centre = np.array([HEIGHT, WIDTH]) / 2 + rng.normal(0, 5, 2)
     red = _red_cells(centre, radius, rng)
     painted = [_place(amounts, cover, centre, red)]
+    body, nucleus = (_mask(part, centre) for part in (cover, core))
     for _ in range(rng.choice(3, p=(0.65, 0.28, 0.07))):  # stray platelets
         angle, far = rng.uniform(0, 2 * np.pi), radius + rng.uniform(25, 140)
-        amounts, cover, _ = _paint(PLATELET, rng, scale=_pick(rng, (0.35, 0.7)))
+        amounts, cover, _, _ = _paint(PLATELET, rng, scale=_pick(rng, (0.35, 0.7)))
         painted.append(_place(amounts, cover, centre + far * np.array([np.sin(angle), np.cos(angle)]), red))
 
     dyes = np.array([VIOLET, BLUE, EOSIN, HAEMOGLOBIN], np.float32) * _pick(rng, (0.88, 1.12))
@@ -171,7 +182,7 @@ def draw(cell_type: str | CellType, rng: np.random.Generator, prefix: str | None
             plane[where] *= np.exp(-(dyes[0, c] * violet + dyes[1, c] * blue + dyes[2, c] * eosin))
         plane *= rows[c][:, None] + columns[c]
         planes.append(Image.fromarray(_exposed(plane, blur, sharpness, noise, rng)))
-    return Image.merge("RGB", planes)
+    return Image.merge("RGB", planes), body, nucleus
 
 
 def write(folder: Path, per_class: int, test: int, seed: int = 0, workers: int | None = None) -> Path:
@@ -276,8 +287,11 @@ def _inside(distance: np.ndarray, soft: float = 1.0) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _paint(form: Form, rng: np.random.Generator, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, float]:
-    """A cell in a square window: stain amounts float32 (3, n, n), how far it covers what lies below (n, n), radius."""
+def _paint(
+    form: Form, rng: np.random.Generator, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """A cell in a square window: stain amounts float32 (3, n, n), how far it covers what lies below (n, n), how far
+    each place is nucleus (n, n), radius."""
     radius = _pick(rng, form.radius) * scale
     # Distances are smooth: they are computed at half the resolution.
     half = int(radius * 1.15 + form.waves[2]) + 4
@@ -314,7 +328,7 @@ def _paint(form: Form, rng: np.random.Generator, scale: float = 1.0) -> tuple[np
     for dots in form.dots:
         at = _dots(dots, 2 * half, rng) * (1 - (1 - dots.over) * core) * _inside(body + 2)
         amounts += at * (np.array(dots.stains, np.float32)[:, None, None] - amounts)
-    return amounts * cover, cover, radius
+    return amounts * cover, cover, core, radius
 
 
 def _nucleus(form: Form, radius: float, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
@@ -403,18 +417,32 @@ def _red_cell(layer: np.ndarray, cy: float, cx: float, size: float, pallor: floa
     old += new - 0.7 * np.minimum(old, new)  # where two overlap it is darker, by less than the sum
 
 
+def _mask(part: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Where a window (n, n) at `centre` (row, column) is above one half, in the whole picture: bool (363, 360)."""
+    out = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    there, here = _windows(part.shape, centre)
+    out[there] = part[here] > 0.5
+    return out
+
+
 def _place(
     amounts: np.ndarray, cover: np.ndarray, centre: np.ndarray, red: np.ndarray
 ) -> tuple[np.ndarray, tuple[slice, slice]]:
     """Hides `red` under a cell at `centre` (row, column); its amounts inside the picture, and where they belong."""
+    there, here = _windows(cover.shape, centre)
+    red[there] *= 1 - cover[here]
+    return amounts[(slice(None), *here)], there
+
+
+def _windows(shape: tuple[int, ...], centre: np.ndarray) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a window of `shape` at `centre` (row, column) lies in the picture, and which part of it lies inside."""
     there, here = [], []
-    for size, middle, n in zip(red.shape, centre, cover.shape):
+    for size, middle, n in zip((HEIGHT, WIDTH), centre, shape):
         first = round(middle - n / 2)
         low, high = np.clip((first, first + n), 0, size)
         there.append(slice(low, high))
         here.append(slice(low - first, high - first))
-    red[tuple(there)] *= 1 - cover[tuple(here)]
-    return amounts[(slice(None), *here)], tuple(there)
+    return tuple(there), tuple(here)
 
 
 def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import binary_erosion, gaussian_filter, label
+from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter, label
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -39,6 +39,20 @@ def test_a_seed_is_a_picture(cell):
     assert first.mode == "RGB" and first.size == (360, 363)
     assert np.array_equal(np.asarray(first), pixels(cell.name, 7))
     assert not np.array_equal(np.asarray(first), pixels(cell.name, 8))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_masks_say_where_the_drawn_cell_is(name):
+    image, body, nucleus = synthetic.draw_with_masks(name, np.random.default_rng(7))
+    assert np.array_equal(np.asarray(image), pixels(name, 7)), "the masks change the drawing"
+    assert body.shape == nucleus.shape == (363, 360) and body.dtype == nucleus.dtype == bool
+    assert body[181, 180] and not nucleus[~body].any()
+    assert nucleus.any() == (name != "platelet")
+    red = np.asarray(image)[..., 0].astype(float)
+    ring = binary_dilation(body, iterations=12) & ~binary_dilation(body, iterations=4)
+    assert red[body].mean() < red[ring].mean() - 20
+    if nucleus.any():
+        assert red[nucleus].mean() < red[body & ~nucleus].mean() - 20
 
 
 def test_the_cell_is_at_the_centre_and_the_field_is_pale():
