@@ -91,6 +91,22 @@ COLOURS = tuple(cell.colour for cell in CELL_TYPES)
 CLASS_MAP = {cell.name: cell.id for cell in CELL_TYPES}
 
 
+def _finer(cell: CellType) -> list[str]:
+    """The finer types of a class, less the one that only repeats the class where there are others."""
+    kinds = list(cell.prefixes.values())
+    return [kind for kind in kinds if kind != cell.title.lower()] or kinds
+
+
+# Every finer type as (id of its class, its name), in the order of the classes.
+FINER_TYPES = tuple((cell.id, kind) for cell in CELL_TYPES for kind in _finer(cell))
+
+
 def prefix(file_name: str) -> str:
     """The part of a file name before the first underscore: `SNE_1234.jpg` -> `SNE`."""
     return file_name.split("_")[0]
+
+
+def finer_type(file_name: str, label: int) -> str:
+    """The finer type that a file's name gives a cell of class `label`; "" where it gives none, or the class's alone."""
+    kind = CELL_TYPES[label].prefixes.get(prefix(file_name), "")
+    return kind if (label, kind) in FINER_TYPES else ""

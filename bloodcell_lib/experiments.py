@@ -123,6 +123,7 @@ EXTRA = _named(
     Experiment("as_described", "Blocks as described", "extra", ModelConfig("as_described")),
     # The folds show what another split does; a seed each is enough for that.
     *(Experiment(f"cv_fold{k}", f"Fold {k + 1} of 5", "cv", part=f"fold{k}", seeds=1) for k in range(5)),
+    Experiment("finer_labels", "Finer labels", "extra", ModelConfig(finer=True)),
 )
 EXPERIMENTS = {**STUDY, **EXTRA}
 
@@ -347,11 +348,17 @@ def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record | 
     if not task.folder.exists():
         return None
     found = load_record(task.folder)
-    if found.info["config"] != json.loads(json.dumps(config)):
+    if filled(found.info["config"]) != filled(config):
         raise OtherRun(f"{task.folder} was recorded with another configuration: move it away to run this one.")
     if found.info["data"]["fingerprint"] != cells.fingerprint:
         raise OtherRun(f"{task.folder} was recorded on other images: move it away to run on these.")
     return found
+
+
+def filled(config: dict[str, Any]) -> dict[str, Any]:
+    """A record's configuration; a setting that is younger than it has the value that it had before it was one."""
+    kinds = {"model": ModelConfig, "train": TrainConfig, "augment": AugmentConfig}
+    return json.loads(json.dumps(config | {key: asdict(kind()) | config[key] for key, kind in kinds.items()}))
 
 
 def split_sha256(train: CellImages, held_out: CellImages | None) -> str:

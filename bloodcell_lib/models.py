@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bloodcell_lib import finer
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.errors import BloodcellError
 
@@ -64,12 +65,19 @@ class ModelConfig:
     dropout: probability before the last linear layer.
     stochastic_depth: drop probability of the deepest block; it grows linearly from 0 at the first (Huang et al. 2016).
     squeeze_excite: False replaces every squeeze-and-excitation by the identity.
+    finer: an output for each finer type (`finer.OUTPUTS`), which are learned and then added up to the eight classes.
     """
 
     name: str = "deep_efficientnet"
     dropout: float = 0.3
     stochastic_depth: float = 0.2
     squeeze_excite: bool = True
+    finer: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Scores that the last layer gives: 8, or one for each finer type."""
+        return finer.OUTPUTS if self.finer else CLASSES
 
 
 class SqueezeExcite(nn.Module):
@@ -140,7 +148,7 @@ def conv_bn(
 class MBConvNet(nn.Module):
     """Stem, MBConv stages, global average pooling, dropout, one linear layer.
 
-    x float (B, 3, H, W), standardised -> logits float (B, 8). H and W of at least 32.
+    x float (B, 3, H, W), standardised -> logits float (B, config.outputs). H and W of at least 32.
     """
 
     def __init__(self, stages: tuple[Stage, ...], config: ModelConfig, stem: int = 32) -> None:
@@ -158,7 +166,7 @@ class MBConvNet(nn.Module):
                 channels, done = stage.channels, done + 1
             self.stages.append(nn.Sequential(*blocks))
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.head = nn.Linear(channels, CLASSES)
+        self.head = nn.Linear(channels, config.outputs)
         self.apply(initialise)
 
     def features(self, x: Tensor) -> Tensor:
@@ -190,11 +198,11 @@ def initialise(module: nn.Module) -> None:
 class SimpleCNN(nn.Module):
     """The plain baseline: four convolutions, then two linear layers that hold 98 % of its 26,084,104 parameters.
 
-    x float (B, 3, H, W) -> logits (B, 8). The pool before the linear layers keeps 14 x 14 at every input size; at
+    x float (B, 3, H, W) -> logits (B, outputs). The pool before the linear layers keeps 14 x 14 at every input size; at
     224 pixels it is the identity.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = CLASSES) -> None:
         super().__init__()
         widths = (3, 32, 64, 128, 256)
         layers: list[nn.Module] = []
@@ -204,7 +212,7 @@ class SimpleCNN(nn.Module):
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(14)
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(256 * 14 * 14, 512), nn.ReLU(inplace=True), nn.Linear(512, CLASSES)
+            nn.Flatten(), nn.Linear(256 * 14 * 14, 512), nn.ReLU(inplace=True), nn.Linear(512, outputs)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -244,29 +252,34 @@ class Standardise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network with its own standardisation: images float (B, 3, H, W) in [0, 1] -> logits float (B, 8)."""
+    """A network with its own standardisation: images float (B, 3, H, W) in [0, 1] -> logits float (B, 8).
 
-    def __init__(self, net: nn.Module) -> None:
+    add_up: turns what `net` gives into the logits of the eight classes; `added` False leaves it as training wants it.
+    """
+
+    def __init__(self, net: nn.Module, add_up: nn.Module) -> None:
         super().__init__()
         self.standardise = Standardise()
         self.net = net
+        self.add_up = add_up
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.standardise(x))
+    def forward(self, x: Tensor, added: bool = True) -> Tensor:
+        scores = self.net(self.standardise(x))
+        return self.add_up(scores) if added else scores
 
 
 def _resnet18(config: ModelConfig) -> nn.Module:
-    """torchvision's ResNet-18 with eight outputs; imported here, since torchvision takes seconds to load."""
+    """torchvision's ResNet-18 with our outputs; imported here, since torchvision takes seconds to load."""
     from torchvision.models import resnet18
 
-    return resnet18(num_classes=CLASSES)
+    return resnet18(num_classes=config.outputs)
 
 
 NETWORKS = {
     "deep_efficientnet": partial(MBConvNet, DEEP),
     "as_described": partial(MBConvNet, AS_DESCRIBED),
     "efficientnet_lite": partial(MBConvNet, LITE),
-    "simple_cnn": lambda config: SimpleCNN(),
+    "simple_cnn": lambda config: SimpleCNN(config.outputs),
     "resnet18": _resnet18,
 }
 
@@ -281,7 +294,7 @@ def build(config: ModelConfig) -> Classifier:
     for field in ("dropout", "stochastic_depth"):
         if not 0 <= getattr(config, field) < 1:
             raise BloodcellError(f"{field} is {getattr(config, field)}: give a probability of at least 0 and below 1.")
-    return Classifier(NETWORKS[config.name](config))
+    return Classifier(NETWORKS[config.name](config), finer.AddUp() if config.finer else nn.Identity())
 
 
 def parameters(model: nn.Module) -> int:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from bloodcell_lib import models, paths
+from bloodcell_lib import finer, models, paths
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
@@ -156,6 +156,9 @@ class Trainer:
             self._restore()
         train = self._place(images)
         held_out = None if validation is None else self._place(validation)
+        self.allowed = None
+        if self.model_config.finer:
+            self.allowed = finer.allowed(images.names, images.labels.tolist()).to(self.device)
         probabilities = None
         reset_peak_memory(self.device)
         bar = tqdm(
@@ -221,6 +224,13 @@ class Trainer:
     def _place(self, cells: CellImages) -> tuple[Tensor, Tensor]:
         return cells.images.to(self.device), cells.labels.to(self.device)
 
+    def _loss(self, scores: Tensor, labels: Tensor, batch: Tensor) -> Tensor:
+        """The loss of the images at `batch`; scores are not added up yet."""
+        smoothing = self.config.label_smoothing
+        if self.allowed is None:
+            return F.cross_entropy(scores, labels, label_smoothing=smoothing)
+        return finer.loss(scores, self.allowed[batch], smoothing)
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
@@ -239,8 +249,8 @@ class Trainer:
                 group["lr"] = rate
             x, y = self.augment(images[batch], self.generator), labels[batch]
             with self._autocast():
-                logits = self.model(x.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, y, label_smoothing=c.label_smoothing)
+                scores = self.model(x.contiguous(memory_format=torch.channels_last), added=False)
+                loss = self._loss(scores, y, batch)
             self.scaler.scale(loss).backward()
             if c.clip:
                 self.scaler.unscale_(self.optimiser)
@@ -250,13 +260,14 @@ class Trainer:
             self.optimiser.zero_grad(set_to_none=True)
             if self.average is not None:
                 self.average.update_parameters(self.model)
-            total += torch.stack([loss.detach().float() * len(y), (logits.argmax(1) == y).sum()])
+            hits = (self.model.add_up(scores.detach()).argmax(1) == y).sum()
+            total += torch.stack([loss.detach().float() * len(y), hits])
             bar.update(len(y))
-        loss_sum, hits = total.tolist()
+        loss_sum, right = total.tolist()
         seconds = time.perf_counter() - began
         return {
             "train_loss": loss_sum / n,
-            "train_accuracy": hits / n,
+            "train_accuracy": right / n,
             "learning_rate": rate,
             "images_per_second": n / seconds,
         }
@@ -318,7 +329,7 @@ class Trainer:
         assert self.checkpoint is not None
         try:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            if saved["identity"] != self._identity():
+            if filled(saved["identity"]) != filled(self._identity()):
                 raise OtherRun(
                     f"{self.checkpoint} belongs to another configuration "
                     f"({difference(saved['identity'], self._identity())}): "
@@ -337,9 +348,15 @@ class Trainer:
             raise BloodcellError(f"{self.checkpoint} is not a whole checkpoint: remove it and start again.") from error
 
 
+def filled(identity: str) -> list[dict[str, Any]]:
+    """The parts of an identity; a setting that is younger than it has the value that it had before it was one."""
+    parts, kinds = json.loads(identity), (ModelConfig, TrainConfig, AugmentConfig)
+    return json.loads(json.dumps([asdict(kind()) | part for kind, part in zip(kinds, parts)])) + parts[len(kinds) :]
+
+
 def difference(before: str, now: str) -> str:
     """The first setting in which two identities differ, in words."""
-    a, b = json.loads(before), json.loads(now)
+    a, b = filled(before), filled(now)
     changed = ((key, old.get(key), new[key]) for old, new in zip(a, b) for key in new if old.get(key) != new[key])
     key, old, new = next(changed, ("format", "an older one", "this one"))
     return f"{key} {old}, not {new}"

@@ -70,7 +70,7 @@ def test_the_study_has_its_sixteen_rows_in_order():
         *("lr_constant", "lr_step", "aug_none", "aug_flips", "aug_flips_rotation"),
     ]
     folds = [f"cv_fold{k}" for k in range(5)]
-    extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
+    extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds, "finer_labels"]
     assert list(EXPERIMENTS) == [*STUDY, *extra]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
@@ -93,7 +93,7 @@ def test_each_ablation_changes_only_its_own_setting():
     assert differs("final") == set() and STUDY["final"].part == "all"
 
 
-@pytest.mark.parametrize("name", [*STUDY, "as_described"])
+@pytest.mark.parametrize("name", [*STUDY, "as_described", "finer_labels"])
 def test_each_row_builds_and_trains_a_step(name, cells):
     plan = Task(name, 0, PROFILE, changes=ONCE).plan()
     few = cells.subset(range(0, 40, 4))
