@@ -71,7 +71,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
     ]
     folds = [f"cv_fold{k}" for k in range(5)]
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds, "finer_labels"]
-    assert list(EXPERIMENTS) == [*STUDY, *extra]
+    pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
+    assert list(EXPERIMENTS) == [*STUDY, *extra, *pairs, *(f"cv_clean{k}" for k in range(5))]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
 
@@ -123,6 +124,11 @@ def test_parts_of_the_images(cells):
     folds = [sides(f"fold{k}")[1] for k in range(5)]
     assert set.union(*folds) == everything and sum(map(len, folds)) == 40
     assert folds[0] == held_out
+    pair = [set(side.sha256) for side in experiments.divide(cells, "pair13")]
+    assert pair[1] == folds[1] | folds[3] and pair[0] == everything - pair[1]
+    assert sides("clean2") == sides("fold2")  # as long as no label is suspected
+    fewer, _ = experiments.divide(cells, "clean2", without=[0, 39])
+    assert set(fewer.sha256) == everything - folds[2] - {cells.sha256[0], cells.sha256[39]}
     train, held_out = experiments.divide(cells, "all")
     assert train is cells and held_out is None
 
