@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bloodcell_lib.stain import scale_stains
+
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as in torchvision
 
 
@@ -25,7 +27,8 @@ class AugmentConfig:
     flips: horizontal and vertical, each with probability 1/2. rotation: degrees to either side. scale: lowest and
     highest factor, above 1 enlarges. translate: largest shift as a share of the side. brightness, contrast,
     saturation: factors from 1 - x to 1 + x. hue: share of a full turn, to either side. blur: largest sigma of a
-    Gaussian in pixels, from 0.
+    Gaussian in pixels, from 0. stain: the densities of haematoxylin and eosin, each times a factor from 1 - x to 1 + x
+    (Tellez et al. 2018).
     """
 
     flips: bool = True
@@ -37,6 +40,7 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.1
     blur: float = 0.0
+    stain: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -83,6 +87,8 @@ class Augment:
 
         if c.moves or c.flips:
             x = affine(x, angle, scale, shift, flip_x, flip_y)
+        if c.stain:  # drawn only here: a draw that older runs had not would change them
+            x = scale_stains(x, uniform(1 - c.stain, 1 + c.stain), uniform(1 - c.stain, 1 + c.stain))
         if c.colours:
             x = recolour(x, brightness, contrast, saturation, hue)
         if c.blur:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from bloodcell_lib import augment
+from bloodcell_lib import augment, stain
 from bloodcell_lib.augment import NONE, Augment, AugmentConfig
 
 
@@ -133,3 +135,17 @@ def test_ranges_are_kept():
     radius = torch.hypot(x, y) / 20
     assert radius.min() > 0.88 and radius.max() < 1.12
     assert torch.rad2deg(torch.atan2(y, x)).std() > 10
+
+
+def test_stain_jitter_scales_two_stains_and_leaves_what_was_drawn_before():
+    batch = torch.randint(60, 220, (64, 3, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    out = Augment(replace(NONE, stain=0.3))(batch, torch.Generator().manual_seed(5))
+    ratio = stain.densities(out).mean((2, 3)) / stain.densities(batch / 255).mean((2, 3))
+    assert 0.7 <= ratio[:, :2].min() < 0.8 and 1.2 < ratio[:, :2].max() <= 1.3
+    assert torch.corrcoef(ratio[:, :2].T)[0, 1].abs() < 0.4  # each stain for itself
+    torch.testing.assert_close(ratio[:, 2], torch.ones(64), atol=1e-2, rtol=0)
+    # A batch's other parameters, and the next batch's, are those of a run that knows no stain.
+    generators = [torch.Generator().manual_seed(6) for _ in range(2)]
+    for config, generator in zip((AugmentConfig(), AugmentConfig(stain=0.0)), generators):
+        Augment(config)(batch, generator)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())

@@ -8,7 +8,7 @@ from torchvision import ops
 from torchvision.models.efficientnet import MBConv as TheirMBConv
 from torchvision.models.efficientnet import MBConvConfig
 
-from bloodcell_lib import models
+from bloodcell_lib import layers, models
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import MBConv, ModelConfig, SqueezeExcite, Stage, StochasticDepth, build
 
@@ -151,7 +151,7 @@ def test_squeeze_excite_is_torchvisions():
 def test_mbconv_is_torchvisions(channels_in, channels, expand, stride, kernel, drop):
     torch.manual_seed(0)
     stage = Stage(channels, 1, stride, expand, squeeze_excite=True, kernel=kernel)
-    ours = lively(MBConv(channels_in, stage, stride, squeeze_excite=True, drop=drop))
+    ours = lively(MBConv(channels_in, stage, stride, ModelConfig(), drop))
     config = MBConvConfig(expand, kernel, stride, channels_in, channels, 1)
     theirs = TheirMBConv(config, drop, nn.BatchNorm2d)
     given_the_same_weights(ours, theirs)
@@ -219,6 +219,52 @@ def test_standardise_survives_a_blank_channel_and_travels_with_the_weights():
     second = network("efficientnet_lite", seed=1)
     second.load_state_dict(first.state_dict())
     assert second.standardise.mean.tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_group_norm_stands_in_for_every_batch_norm(name):
+    batch, group = network(name), network(name, norm="group")
+    assert models.parameters(batch) == models.parameters(group)  # both have a gain and a shift a channel
+    kinds = [{type(m) for m in model.modules()} for model in (batch, group)]
+    assert nn.BatchNorm2d in kinds[0] and nn.GroupNorm not in kinds[0]
+    assert nn.GroupNorm in kinds[1] and nn.BatchNorm2d not in kinds[1]
+    for module in group.modules():
+        if isinstance(module, nn.GroupNorm):
+            assert module.num_channels == layers.GROUP_SIZE * module.num_groups
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    group.eval()  # dropout and stochastic depth aside, an image's result does not hang on its batch
+    torch.testing.assert_close(group(x)[:1], group(x[:1]), atol=1e-5, rtol=1e-4)
+
+
+def test_an_unknown_norm_is_told():
+    with pytest.raises(BloodcellError, match="Unknown norm 'layer': choose one of batch, group"):
+        network("simple_cnn", norm="layer")
+
+
+def test_grey_world_takes_a_tint_away():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 16, 16, generator=generator) * 0.5 + 0.1
+    tint = torch.tensor([1.3, 1.0, 0.7])[:, None, None]
+    plain, tinted = layers.grey_world(images), layers.grey_world(images * tint)
+    mean = plain.mean((2, 3))
+    torch.testing.assert_close(mean, images.mean((1, 2, 3))[:, None].expand(4, 3))
+    torch.testing.assert_close(
+        plain / plain.mean((1, 2, 3), keepdim=True), tinted / tinted.mean((1, 2, 3), keepdim=True)
+    )
+    assert layers.grey_world(torch.zeros(1, 3, 4, 4)).isfinite().all()
+
+
+def test_grey_world_goes_with_the_network_into_what_is_exported():
+    images = torch.randint(0, 200, (8, 3, 32, 32), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    images[:, 2] //= 2
+    model = network("efficientnet_lite", grey_world=True).eval()
+    model.standardise.fit(images)
+    out = model.standardise(images / 255)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=0.01, rtol=0)
+    torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(3), atol=0.01, rtol=0)
+    program = torch.export.export(model, (images[:2] / 255,))
+    torch.testing.assert_close(program.module()(images[2:4] / 255), model(images[2:4] / 255))
+    assert model.state_dict().keys() == network("efficientnet_lite").state_dict().keys()
 
 
 def test_the_global_seed_makes_the_weights():

@@ -1,0 +1,111 @@
+"""Parts of the networks: norms, squeeze-and-excitation, stochastic depth, the standardisation of what comes in.
+
+Group norm follows Wu and He 2018, squeeze-and-excitation Hu et al. 2018, stochastic depth Huang et al. 2016, the grey
+world Buchsbaum 1980.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# Channels of one group. Wu and He 2018 find 8 and 16 about as good as their own 32 groups (table 3); 8 divides every
+# width here.
+GROUP_SIZE = 8
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(channels // GROUP_SIZE, channels),
+}
+
+
+def conv_norm(
+    channels_in: int,
+    channels_out: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    activation: bool = True,
+    norm: str = "batch",
+) -> nn.Sequential:
+    """Convolution without bias, a norm of `NORMS` and, if asked for, SiLU."""
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    layers = [conv, NORMS[norm](channels_out)]
+    return nn.Sequential(*layers, nn.SiLU()) if activation else nn.Sequential(*layers)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate of Hu et al. 2018, equation 4, with SiLU between its two layers as in EfficientNet.
+
+    x float (B, C, H, W) -> the same shape, each channel scaled by a number in (0, 1).
+    """
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.act = nn.SiLU()
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A mean, not AdaptiveAvgPool2d: that one has no deterministic backward on CUDA.
+        gate = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        return x * torch.sigmoid(self.expand(self.act(self.reduce(gate))))
+
+
+class StochasticDepth(nn.Module):
+    """Drops a whole residual branch, image by image, and scales the kept ones so that the mean stays (Huang 2016)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        mask = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+
+def grey_world(x: Tensor) -> Tensor:
+    """Scales the channels of each image so that all three have the mean of the whole (Buchsbaum 1980).
+
+    x float (B, 3, H, W) in [0, 1] -> the same shape, from 0 and perhaps beyond 1; a black channel stays black.
+    """
+    mean = x.mean((2, 3), keepdim=True)  # (B, 3, 1, 1)
+    return x * (mean.mean(1, keepdim=True) / mean.clamp_min(1 / 255))
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std, channel by channel, kept with the weights so that predictions see what training saw.
+
+    x float (B, 3, H, W) in [0, 1]; mean and std float (3,), of the training images. With `grey_world`, both they and x
+    are first balanced image by image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, grey_world: bool = False) -> None:
+        super().__init__()
+        self.grey_world = grey_world
+        self.register_buffer("mean", torch.full((3,), 0.5))
+        self.register_buffer("std", torch.full((3,), 0.25))
+
+    def fit(self, images: Tensor) -> None:
+        """Takes mean and standard deviation from uint8 images (N, 3, H, W), in exact integer sums."""
+        if self.grey_world:  # to whole levels again: what rounding changes is far below one of them
+            images = torch.cat([(grey_world(x / 255) * 255).round().clamp_(0, 255).byte() for x in images.split(256)])
+        # A histogram for each channel holds all that is needed, and needs no float copy of the images.
+        level = torch.arange(256, dtype=torch.float64)
+        for c in range(3):
+            count = torch.bincount(images[:, c].flatten(), minlength=256).cpu().double()
+            mean = (count * level).sum() / count.sum()
+            variance = (count * (level - mean) ** 2).sum() / count.sum()
+            self.mean[c] = mean / 255
+            self.std[c] = variance.sqrt().clamp_min(1) / 255  # a blank channel must not divide by zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = grey_world(x) if self.grey_world else x
+        return (x - self.mean[:, None, None]) / self.std[:, None, None]
