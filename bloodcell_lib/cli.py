@@ -144,7 +144,8 @@ def study(
     profile: Profile = "demo",
     data: Data = None,
     experiments: Annotated[
-        str, typer.Option(help="Names, comma-separated; groups: extra, cv, cv_pair, cv_clean.")
+        str,
+        typer.Option(help="Names or groups: all, extra, cv, cv_pair, cv_clean, robustness, unknown."),
     ] = "",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's, of which `cv` takes one.")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; several may share one GPU.")] = 1,
@@ -169,11 +170,10 @@ def study(
 
 
 def _names(text: str) -> list[str]:
-    from bloodcell_lib.experiments import CLEANING, EXPERIMENTS, EXTRA, STUDY
+    from bloodcell_lib.experiments import EXPERIMENTS, GROUPS, STUDY
 
     groups = {"study": list(STUDY), "all": list(EXPERIMENTS)}
-    groups |= {group: [row.name for row in EXTRA.values() if row.group == group] for group in ("extra", "cv")}
-    groups |= {kind: [name for name in CLEANING if name.startswith(kind)] for kind in ("cv_pair", "cv_clean")}
+    groups |= {group: [row.name for row in EXPERIMENTS.values() if row.group == group] for group in GROUPS}
     wanted = [name.strip() for name in text.split(",") if name.strip()] or ["study"]
     return list(dict.fromkeys(row for name in wanted for row in groups.get(name, [name])))
 

@@ -87,9 +87,9 @@ def study_table(
     macs. Fractions: mean and std over seeds of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and
     mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference` with low and
     high, on common_seeds. p: exact McNemar; p_holm: the same corrected over the family of all rows but the
-    reference's. `difference` says how far to trust which. The folds of the cross-validation are no rivals of the main
-    model and are not compared. nan where nothing is shared with the reference, or where it is absent. Raises
-    BloodcellError for two records of one experiment and seed.
+    reference's. `difference` says how far to trust which. The folds of the cross-validation, and networks that a class
+    was kept from, are no rivals of the main model and are not compared. nan where nothing is shared with the reference,
+    or where it is absent. Raises BloodcellError for two records of one experiment and seed.
     """
     runs = _by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}
@@ -99,7 +99,7 @@ def study_table(
         finals = np.array([record.info["final_validation_accuracy"] for record in group])
         empty = frame.empty
         low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
-        compared = reference in frames and name != reference and info["group"] != "cv"
+        compared = reference in frames and name != reference and info["group"] not in ("cv", "unknown")
         against = difference(frame, frames[reference], resamples, seed) if compared else Difference()
         rows[name] = {
             "title": ", ".join([info["title"], *name.split("+")[1:]]),  # what was changed for a run by hand

@@ -20,6 +20,7 @@ import safetensors.torch
 
 from bloodcell_lib import data, machine, models, noise, paths, synthetic
 from bloodcell_lib.augment import NONE, AugmentConfig
+from bloodcell_lib.cells import CELL_TYPES, CLASS_MAP
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.models import ModelConfig
@@ -32,7 +33,8 @@ class Experiment:
     """One row of the study.
 
     part: "split" (the 80/20 split), "all" (no validation), "fold0" to "fold4"; "pair01" to "pair34" holds two folds
-    out and trains on three; "clean0" to "clean4" is a fold whose training images with suspicious labels are left out.
+    out and trains on three; "clean0" to "clean4" is a fold whose training images with suspicious labels are left out;
+    "without_<class>" is the split without one class on either side.
     epochs: at most so many, whatever the profile gives; 0 for no bound. seeds: the same, of its seeds.
     """
 
@@ -78,6 +80,8 @@ PROFILES = {
         Profile("full", pixels=224, crop=None, epochs=50, seeds=(0, 1, 2)),
     )
 }
+
+WITHOUT = "without_"  # before the class that a part leaves out
 
 _PLAIN = ModelConfig(dropout=0.0, stochastic_depth=0.0)
 _LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
@@ -127,16 +131,32 @@ EXTRA = _named(
     # The folds show what another split does; a seed each is enough for that.
     *(Experiment(f"cv_fold{k}", f"Fold {k + 1} of 5", "cv", part=f"fold{k}", seeds=1) for k in range(5)),
     Experiment("finer_labels", "Finer labels", "extra", ModelConfig(finer=True)),
-)
-# What it is worth to leave out training labels that look wrong; `suspected` says how these work together.
-CLEANING = _named(
+    # Remedies against other microscopes and stains.
+    Experiment("group_norm", "Group norm", "robustness", ModelConfig(norm="group")),
+    Experiment("stain_jitter", "Stain jitter", "robustness", augment=AugmentConfig(stain=0.4)),
+    Experiment("grey_world", "Grey-world colours", "robustness", ModelConfig(grey_world=True)),
+    # Networks that have never seen one of the classes; all eight together may cost three runs.
     *(
-        Experiment(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv", part=f"pair{j}{k}", seeds=1)
+        Experiment(
+            *(f"{WITHOUT}{cell.name}", f"Without {cell.title.lower()}s", "unknown"),
+            part=WITHOUT + cell.name,
+            epochs=8,
+            seeds=1,
+        )
+        for cell in CELL_TYPES
+    ),
+    # What it is worth to leave out training labels that look wrong; `suspected` says how these work together.
+    *(
+        Experiment(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv_pair", part=f"pair{j}{k}", seeds=1)
         for j, k in itertools.combinations(range(5), 2)
     ),
-    *(Experiment(f"cv_clean{k}", f"Fold {k + 1} of 5, suspects left out", "cv", part=f"clean{k}", seeds=1) for k in range(5)),
+    *(
+        Experiment(f"cv_clean{k}", f"Fold {k + 1} of 5, suspects left out", "cv_clean", part=f"clean{k}", seeds=1)
+        for k in range(5)
+    ),
 )
-EXPERIMENTS = {**STUDY, **EXTRA, **CLEANING}
+EXPERIMENTS = {**STUDY, **EXTRA}
+GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))
 
 
 def experiment(name: str) -> Experiment:
@@ -229,12 +249,15 @@ def divide(cells: CellImages, part: str, without: Collection[int] = ()) -> tuple
     """Training and validation images for an experiment's `part`; training leaves out those at `without`."""
     if part == "all":
         return cells, None
-    if part == "split":
-        train, held_out = data.split(cells)
-    else:
+    if part[-1].isdigit():
         folds = data.folds(cells)
         held_out = np.sort(np.concatenate([folds[int(k)][1] for k in part if k.isdigit()]))
         train = np.setdiff1d(np.arange(len(cells)), held_out)
+    else:
+        train, held_out = data.split(cells)
+    if part.startswith(WITHOUT):
+        known = cells.labels.numpy() != CLASS_MAP[part.removeprefix(WITHOUT)]
+        train, held_out = train[known[train]], held_out[known[held_out]]
     return cells.subset(np.setdiff1d(train, np.asarray(without, dtype=np.int64))), cells.subset(held_out)
 
 
@@ -393,17 +416,18 @@ def recorded(task: Task, config: dict[str, Any], cells: CellImages) -> Record | 
     if not task.folder.exists():
         return None
     found = load_record(task.folder)
-    if filled(found.info["config"]) != filled(config):
+    if complete(found.info["config"]) != complete(config):
         raise OtherRun(f"{task.folder} was recorded with another configuration: move it away to run this one.")
     if found.info["data"]["fingerprint"] != cells.fingerprint:
         raise OtherRun(f"{task.folder} was recorded on other images: move it away to run on these.")
     return found
 
 
-def filled(config: dict[str, Any]) -> dict[str, Any]:
-    """A record's configuration; a setting that is younger than it has the value that it had before it was one."""
-    kinds = {"model": ModelConfig, "train": TrainConfig, "augment": AugmentConfig}
-    return json.loads(json.dumps(config | {key: asdict(kind()) | config[key] for key, kind in kinds.items()}))
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration as JSON has it, with the defaults of fields that are newer than its record."""
+    parts = {"model": ModelConfig(), "train": TrainConfig(), "augment": AugmentConfig()}
+    filled = {name: asdict(default) | config.get(name, {}) for name, default in parts.items()}
+    return json.loads(json.dumps(config | filled))
 
 
 def split_sha256(train: CellImages, held_out: CellImages | None) -> str:

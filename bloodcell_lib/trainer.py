@@ -329,10 +329,9 @@ class Trainer:
         assert self.checkpoint is not None
         try:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            if filled(saved["identity"]) != filled(self._identity()):
+            if changed := difference(saved["identity"], self._identity()):
                 raise OtherRun(
-                    f"{self.checkpoint} belongs to another configuration "
-                    f"({difference(saved['identity'], self._identity())}): "
+                    f"{self.checkpoint} belongs to another configuration ({changed}): "
                     "train with that one, or start afresh with --no-resume."
                 )
             for name, part in self._state().items():
@@ -348,15 +347,16 @@ class Trainer:
             raise BloodcellError(f"{self.checkpoint} is not a whole checkpoint: remove it and start again.") from error
 
 
-def filled(identity: str) -> list[dict[str, Any]]:
-    """The parts of an identity; a setting that is younger than it has the value that it had before it was one."""
-    parts, kinds = json.loads(identity), (ModelConfig, TrainConfig, AugmentConfig)
-    return json.loads(json.dumps([asdict(kind()) | part for kind, part in zip(kinds, parts)])) + parts[len(kinds) :]
-
-
 def difference(before: str, now: str) -> str:
-    """The first setting in which two identities differ, in words."""
-    a, b = filled(before), filled(now)
-    changed = ((key, old.get(key), new[key]) for old, new in zip(a, b) for key in new if old.get(key) != new[key])
-    key, old, new = next(changed, ("format", "an older one", "this one"))
-    return f"{key} {old}, not {new}"
+    """The first setting in which two identities differ, in words; "" where they agree.
+
+    A field that is newer than the checkpoint counts with its default, which trains as before there was one.
+    """
+    a, b = json.loads(before), json.loads(now)
+    defaults = json.loads(json.dumps([asdict(part) for part in (ModelConfig(), TrainConfig(), AugmentConfig())]))
+    for default, old, new in zip([*defaults, {}], a, b):
+        old = default | old
+        for key in old | new:
+            if old.get(key) != new.get(key):
+                return f"{key} {old.get(key)}, not {new.get(key)}"
+    return "" if len(a) == len(b) else "format an older one, not this one"

@@ -16,6 +16,7 @@ from fake_records import write_records
 from safetensors.torch import load_file
 
 from bloodcell_lib import experiments, models, paths, records, synthetic
+from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import EXPERIMENTS, STUDY, Task
@@ -71,14 +72,16 @@ def test_the_study_has_its_sixteen_rows_in_order():
     ]
     folds = [f"cv_fold{k}" for k in range(5)]
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds, "finer_labels"]
+    remedies = ["group_norm", "stain_jitter", "grey_world"]
     pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
-    assert list(EXPERIMENTS) == [*STUDY, *extra, *pairs, *(f"cv_clean{k}" for k in range(5))]
+    cleaning = [*pairs, *(f"cv_clean{k}" for k in range(5))]
+    assert list(EXPERIMENTS) == [*STUDY, *extra, *remedies, *(f"without_{name}" for name in NAMES), *cleaning]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
 
 def test_each_ablation_changes_only_its_own_setting():
     def differs(name: str) -> set[str]:
-        main, row = asdict(STUDY["main"]), asdict(STUDY[name])
+        main, row = asdict(STUDY["main"]), asdict(EXPERIMENTS[name])
         return {k for part in ("model", "train", "augment") for k in main[part] if main[part][k] != row[part][k]}
 
     alone = {"dropout": "dropout", "stochastic_depth": "stochastic_depth"}
@@ -91,10 +94,16 @@ def test_each_ablation_changes_only_its_own_setting():
     assert differs("aug_none") == everything
     assert differs("aug_flips") == everything - {"flips"}
     assert differs("aug_flips_rotation") == everything - {"flips", "rotation"}
+    assert [differs(name) for name in ("group_norm", "stain_jitter", "grey_world")] == [
+        {"norm"},
+        {"stain"},
+        {"grey_world"},
+    ]
+    assert differs("without_ig") == set() and EXPERIMENTS["without_ig"].epochs == 8
     assert differs("final") == set() and STUDY["final"].part == "all"
 
 
-@pytest.mark.parametrize("name", [*STUDY, "as_described", "finer_labels"])
+@pytest.mark.parametrize("name", [*STUDY, "as_described", "finer_labels", "group_norm", "stain_jitter", "grey_world"])
 def test_each_row_builds_and_trains_a_step(name, cells):
     plan = Task(name, 0, PROFILE, changes=ONCE).plan()
     few = cells.subset(range(0, 40, 4))
@@ -131,6 +140,15 @@ def test_parts_of_the_images(cells):
     assert set(fewer.sha256) == everything - folds[2] - {cells.sha256[0], cells.sha256[39]}
     train, held_out = experiments.divide(cells, "all")
     assert train is cells and held_out is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_that_is_left_out_is_on_neither_side(cells, name):
+    whole, without = (experiments.divide(cells, part) for part in ("split", f"without_{name}"))
+    for side, all_classes in zip(without, whole):
+        assert set(side.labels.tolist()) == set(range(8)) - {CLASS_MAP[name]}
+        assert set(side.sha256) < set(all_classes.sha256)
+        assert len(side) == (all_classes.labels != CLASS_MAP[name]).sum()
 
 
 def test_a_profile_bounds_the_images_of_a_class(folder, tmp_path, monkeypatch):
@@ -248,6 +266,27 @@ def test_a_record_of_other_images_or_another_configuration_is_refused(cells, tmp
     info["config"]["pixels"] += 1
     path.write_text(json.dumps(info))
     with pytest.raises(BloodcellError, match=r"seed0 was recorded with another configuration: move it away"):
+        experiments.run(task, cells)
+
+
+def test_a_record_older_than_a_setting_is_of_the_same_configuration(cells, tmp_path):
+    """Whether a setting is new is told by its absence; its default is what was done before there was one."""
+    task = replace(lite(tmp_path), profile="cpu")
+    made = experiments.run(task, cells)
+    path = task.folder / "record.json"
+    older = json.loads(path.read_text())
+    for part, setting in (("model", "norm"), ("model", "grey_world"), ("augment", "stain")):
+        del older["config"][part][setting]
+    path.write_text(json.dumps(older))
+    again = experiments.run(replace(task, device="no such device"), cells)  # it would fail if it trained
+    assert again.info["ended"] == made.info["ended"]
+    older["config"]["model"]["norm"] = "group"
+    path.write_text(json.dumps(older))
+    with pytest.raises(BloodcellError, match="another configuration"):
+        experiments.run(task, cells)
+    older["config"]["model"] |= {"norm": "batch", "unheard_of": 1}
+    path.write_text(json.dumps(older))
+    with pytest.raises(BloodcellError, match="another configuration"):
         experiments.run(task, cells)
 
 

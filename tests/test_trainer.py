@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import multiprocessing
 import os
@@ -325,6 +326,18 @@ def test_a_finished_checkpoint_is_measured_not_trained(checkpoint):
 def test_a_checkpoint_of_another_configuration_is_refused(checkpoint, changes, said):
     with pytest.raises(BloodcellError, match=f"another configuration .{said}"):
         trainer(checkpoint=checkpoint, **changes).fit(pictures())
+
+
+def test_a_checkpoint_older_than_a_setting_goes_on(checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    model, train, augment, seen = json.loads(saved["identity"])
+    del model["norm"], model["grey_world"], augment["stain"]
+    torch.save(saved | {"identity": json.dumps([model, train, augment, seen])}, checkpoint)
+    with watching(register_optimizer_step_pre_hook, lambda *_: pytest.fail("trained again")):
+        run = trainer(checkpoint=checkpoint).fit(pictures())
+    assert len(run.history) == QUICK.epochs
+    with pytest.raises(BloodcellError, match="norm batch, not group"):
+        trainer(checkpoint=checkpoint, model=replace(LITE, norm="group")).fit(pictures())
 
 
 def test_a_checkpoint_of_other_images_is_refused(checkpoint):
