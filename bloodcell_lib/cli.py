@@ -223,7 +223,7 @@ def evaluate(
 
 
 # What `trust` does, in order: the modules with an `analyse(subject)`.
-ANALYSES = ("trust",)
+ANALYSES = ("trust", "robustness")
 
 
 @app.command()

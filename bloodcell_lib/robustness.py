@@ -1,0 +1,121 @@
+"""What is left of the accuracy when pictures are corrupted: every corruption of `corrupt`, severity by severity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bloodcell_lib import experiments
+from bloodcell_lib.analysis import Subject, logits
+from bloodcell_lib.corrupt import CORRUPTIONS, SEVERITIES, corrupt
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.evaluate import wilson
+
+BASELINES = ("resnet18", "resnet18_full")  # the first that is recorded stands for 1 in the mean corruption error
+REMEDIES = ("group_norm", "stain_jitter", "grey_world")
+DEMO_SEVERITIES, DEMO_IMAGES = (1, 3, 5), 96
+
+
+def analyse(subject: Subject) -> dict[str, Any]:
+    """Accuracy of the experiment's networks, of a baseline's and of the remedies' under every corruption.
+
+    images, severities and corruptions (title, unit, levels) say what was done; `experiments` holds `judged` of each
+    that is recorded; baseline is the one that mean corruption errors are relative to, or None. A demo is bounded to
+    `DEMO_IMAGES` images and `DEMO_SEVERITIES`.
+    """
+    held_out, severities = subject.held_out(subject.records[0]), SEVERITIES
+    if experiments.profile(subject.profile).disposable:
+        held_out, severities = spread(held_out, DEMO_IMAGES), DEMO_SEVERITIES
+    right = hits(subject, held_out, severities)
+    baseline = next((name for name in BASELINES if name in right), None)
+    return {
+        "images": len(held_out),
+        "severities": severities,
+        "corruptions": {
+            name: {"title": row.title, "unit": row.unit, "levels": [row.levels[s - 1] for s in severities]}
+            for name, row in CORRUPTIONS.items()
+        },
+        "experiment": subject.experiment,
+        "baseline": baseline,
+        "experiments": {
+            name: judged(right[name], right[subject.experiment], right.get(baseline), severities) for name in right
+        },
+    }
+
+
+def spread(cells: CellImages, most: int) -> CellImages:
+    """At most so many images, evenly from the whole, which is ordered by class."""
+    return cells.subset(range(0, len(cells), max(1, math.ceil(len(cells) / most))))
+
+
+def hits(subject: Subject, cells: CellImages, severities: tuple[int, ...]) -> dict[str, dict[Any, np.ndarray]]:
+    """Which images each experiment's networks name rightly: bool (seeds, n) for "clean" and (corruption, severity).
+
+    All networks see the same corrupted pictures. Experiments that are not recorded, or were held other images out of,
+    are left out.
+    """
+    part = subject.records[0].info["config"]["part"]
+    networks = {}
+    for name in dict.fromkeys((subject.experiment, *BASELINES, *REMEDIES)):
+        records = [record for record in subject.of(name) if record.info["config"]["part"] == part]
+        if records:
+            networks[name] = [subject.network(record) for record in records]
+    right: dict[str, dict[Any, np.ndarray]] = {name: {} for name in networks}
+    labels = cells.labels.numpy()
+    for key in ("clean", *((name, severity) for name in CORRUPTIONS for severity in severities)):
+        images = cells.images if key == "clean" else corrupt(cells.images, *key)
+        for name, group in networks.items():
+            right[name][key] = np.stack([logits(network, images).argmax(1).numpy() == labels for network in group])
+    return right
+
+
+def judged(
+    own: dict[Any, np.ndarray],
+    first: dict[Any, np.ndarray],
+    baseline: dict[Any, np.ndarray] | None,
+    severities: tuple[int, ...],
+) -> dict[str, Any]:
+    """One experiment's hits in numbers.
+
+    seeds; clean and corrupted (a list over severities for each corruption): accuracy (mean over seeds), low and high
+    (Wilson), by_seed; mean: accuracy over all corruptions and severities, with low and high of a bootstrap over images;
+    difference: that minus the same of `first`, in points, from paired draws of images; mce: mean corruption error.
+    """
+    over, reference = (np.mean([r.mean(0) for key, r in hit.items() if key != "clean"], 0) for hit in (own, first))
+    return {
+        "seeds": len(own["clean"]),
+        "clean": _accuracy(own["clean"]),
+        "corrupted": {name: [_accuracy(own[name, s]) for s in severities] for name in CORRUPTIONS},
+        "mean": dict(zip(("accuracy", "low", "high"), bootstrap_mean(over))),
+        "difference": dict(zip(("points", "low", "high"), bootstrap_mean(100 * (over - reference)))),
+        "mce": None if baseline is None else corruption_error(own, baseline, severities),
+    }
+
+
+def corruption_error(
+    own: dict[Any, np.ndarray], baseline: dict[Any, np.ndarray], severities: tuple[int, ...]
+) -> float | None:
+    """Mean over corruptions of this network's errors, summed over severities, over the baseline's.
+
+    Hendrycks and Dietterich 2019, section 4.2, where 1 is their 100 %. None where the baseline makes no mistake.
+    """
+    errors = [
+        [sum(1 - hit[name, severity].mean() for severity in severities) for name in CORRUPTIONS]
+        for hit in (own, baseline)
+    ]
+    return float(np.mean(np.divide(*errors))) if min(errors[1]) > 0 else None
+
+
+def bootstrap_mean(values: np.ndarray, resamples: int = 2_000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of `values` (n,) and its 95 % percentile interval over draws of n, the same for the same n and seed."""
+    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def _accuracy(right: np.ndarray) -> dict[str, Any]:
+    """right bool (seeds, n); the interval is that of n images, since seeds are no further ones."""
+    low, high = wilson(float(right.mean(0).sum()), right.shape[1])
+    return {"accuracy": float(right.mean()), "low": low, "high": high, "by_seed": right.mean(1)}
