@@ -1,10 +1,12 @@
 """The command `bloodcell`. It parses, calls and prints; what it calls is imported only when it is called.
 
-Exit codes: 0 done; 1 something that was started did not end well; 2 bad input, told in one sentence; 130 Ctrl-C.
+Exit codes: 0 done; 1 something that was started did not end well; 2 bad input, told in one sentence; 3 done, but some
+files were left out because they cannot be read; 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +18,7 @@ from bloodcell_lib.errors import BloodcellError, RunFailed
 
 UsageError = typer.BadParameter.__mro__[1]  # of click, which newer versions of typer hold inside
 MAX_SEED = 2**32 - 1
+LEFT_OUT = 3
 INTERRUPTED = 130  # a shell's code for Ctrl-C, and typer's
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0].replace("`", ""))
@@ -298,15 +301,69 @@ def report() -> None:
 
 
 @app.command()
-def publish(profile: Annotated[str, typer.Option(help="Whose records.")] = "cpu") -> None:
-    """Copy this machine's records, without weights, to report/results."""
+def publish(
+    profile: Annotated[str, typer.Option(help="Whose records.")] = "cpu",
+    weights: Annotated[
+        bool, typer.Option("--weights", help="In place of the records: the weights of `final`, seed 0, for `predict`.")
+    ] = False,
+) -> None:
+    """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
     from bloodcell_lib import experiments, records
 
     budget = experiments.profile(profile)
     if budget.disposable:
         raise BloodcellError("The demo gives no results: publish cpu or full.")
-    new = records.publish(budget.name)
+    if weights:
+        from bloodcell_lib import export
+
+        run = experiments.Task("final", 0, budget.name).folder
+        if not run.exists():
+            raise BloodcellError(f"No run in {run}: make it with `bloodcell train final --profile {profile}`.")
+        new = export.export(run)
+    else:
+        new = records.publish(budget.name)
     print("\n".join(map(str, new)) or "nothing new")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Files, or folders with images straight inside.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File to write, such as prediction_labels.json; default: print."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="json or csv; default: as the file's name ends, or lines to read.")
+    ] = "",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="All eight, in any format.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over turns and mirrorings; 8 times slower.")] = False,
+) -> None:
+    """Tell the class of each image, by the published weights."""
+    form = form or (out.suffix[1:].lower() if out else "lines")
+    if form not in (("json", "csv") if out else ("json", "csv", "lines")):
+        raise BloodcellError(f"Unknown format '{form}': choose json or csv with --format.")
+    from tqdm import tqdm
+
+    from bloodcell_lib import paths
+    from bloodcell_lib import predict as labels
+
+    files = labels.find(images)
+    network = labels.Network()
+    # The file is begun first: a folder that cannot be written is told before any work is done.
+    with paths.write_whole(out) if out else contextlib.nullcontext() as target:
+        predicted = labels.predict(files, network, tta)
+        rows = list(tqdm(predicted, "predict", len(files), disable=None, unit="image", leave=False))
+        bad, good = [row for row in rows if row.bad], [row for row in rows if not row.bad]
+        if not good:
+            raise BloodcellError(f"No file can be read, {len(bad)} tried; the first: {bad[0].name} ({bad[0].bad}).")
+        text = {"json": labels.as_json, "csv": labels.as_csv, "lines": labels.as_lines}[form](good, probabilities)
+        if target:
+            target.write_text(text, encoding="utf-8", errors="backslashreplace")
+    print(f"{out}: {len(good)} images, {labels.counted(good)}" if out else text, end="\n" if out else "", flush=True)
+    for row in bad:
+        print(_one_line(f"Left out: {row.name} ({row.bad})."), file=sys.stderr)
+    if bad:
+        raise typer.Exit(LEFT_OUT)
 
 
 @data_app.command("check")
@@ -351,7 +408,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        told = "Stopped. The same command goes on from the last whole epoch."
+        told = "Stopped. A training goes on from its last whole epoch if started again."
     if told:
         print(f"bloodcell: {told}", file=sys.stderr)
     sys.exit(code)

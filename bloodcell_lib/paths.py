@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 REPORT = ROOT / "report"
-WEIGHTS = Path(__file__).resolve().parent / "weights"
 MANIFEST = ROOT / "data" / "manifest.csv"
 CLASS_MAP_FILE = ROOT / "data" / "class_map.json"
 
@@ -29,6 +28,7 @@ CLASS_MAP_FILE = ROOT / "data" / "class_map.json"
 RESULTS = from_environment("BLOODCELL_RESULTS", REPORT / "results")
 RUNS = from_environment("BLOODCELL_RUNS", ROOT / "runs")
 RAW = from_environment("BLOODCELL_RAW", ROOT / "data" / "raw")
+WEIGHTS = from_environment("BLOODCELL_WEIGHTS", Path(__file__).resolve().parent / "weights")
 CACHE = from_environment("BLOODCELL_CACHE", ROOT / "data" / "cache")
 
 
@@ -64,13 +64,14 @@ def write_whole(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def write_folder_whole(target: Path) -> Iterator[Path]:
-    """The same for a folder: it appears with all its files, or not at all.
+def write_folder_whole(target: Path, replace: bool = False) -> Iterator[Path]:
+    """The same for a folder: it appears with all its files, or not at all; with `replace`, in place of what is there.
 
     Raises BloodcellError if `target` was made by somebody else meanwhile, or cannot be written.
     """
     target = Path(target)
     temporary: Path | None = None
+    before: Path | None = None
     try:
         with _told(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,17 +81,24 @@ def write_folder_whole(target: Path) -> Iterator[Path]:
                 if path.is_file():
                     _flush(path)
             os.chmod(temporary, 0o777 & ~_umask())
+            if replace and target.exists():
+                before = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+                os.rename(target, before)
             try:
                 os.rename(temporary, target)
             except OSError as error:
+                if before is not None:
+                    os.rename(before, target)
+                    raise
                 if not target.exists():
                     raise
                 raise BloodcellError(
                     f"{target} was written by another run meanwhile: this run's copy is dropped."
                 ) from error
     finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)
+        for left in (temporary, before):
+            if left is not None and left.exists():
+                shutil.rmtree(left)
 
 
 @contextlib.contextmanager

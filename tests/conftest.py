@@ -6,6 +6,9 @@ import os
 import signal
 import threading
 
+import filelock
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for every process that a test starts
 
 if os.environ.get("BLOODCELL_DATA"):  # tests change folders
@@ -26,3 +29,32 @@ LONGEST_FIRST = (
 def pytest_collection_modifyitems(items):
     places = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """A folder with `runs`, the record of a very short training, its images `cells`, and `weights` exported from it."""
+    import trained
+
+    side_by_side = "PYTEST_XDIST_WORKER" in os.environ
+    home = tmp_path_factory.getbasetemp().parent / "published" if side_by_side else tmp_path_factory.mktemp("published")
+    with filelock.FileLock(f"{home}.lock"):  # made once for all processes
+        if not (home / "weights").exists():
+            trained.publish(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def run_folder(published):
+    return published / "runs" / "cpu" / "final" / "seed0"
+
+
+@pytest.fixture(scope="session")
+def weights(published):
+    return published / "weights"
+
+
+@pytest.fixture(scope="session")
+def drawn(published):
+    """64 drawn cells in train/<class>/ and eight in test/."""
+    return published / "cells"

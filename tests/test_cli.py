@@ -163,7 +163,7 @@ def test_help_is_quick_and_imports_nothing_slow() -> None:
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"torch", "numpy", "pandas", "PIL", "matplotlib", "sklearn", "scipy", "papermill"}
-    for command in ("run", "train", "study", "evaluate", "figures", "report", "publish", "data"):
+    for command in ("run", "train", "study", "evaluate", "figures", "report", "publish", "predict", "data"):
         assert re.search(rf"^\W*{command}\b", done.stdout, re.MULTILINE), command
 
 
@@ -214,6 +214,8 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("evaluate --experiment main+epochs=1", r"No record of main\+epochs=1"),
         ("publish --profile demo", "The demo gives no results"),
         ("publish", "No records in"),
+        ("publish --weights", "No run in .*final.seed0: make it with `bloodcell train final --profile cpu`"),
+        ("publish --weights --profile demo", "The demo gives no results"),
         ("run --profile nope", "Unknown profile 'nope'"),
         ("run --only 09", "notebook"),
         ("run --only x", "notebook"),
@@ -348,7 +350,7 @@ def test_one_run_at_a_time_and_ctrl_c_and_another_configuration(shell: Shell, ce
     os.kill(running.process.pid, signal.SIGINT)
     ended = running.end()
     assert ended.code == 130
-    assert ended.err.lstrip() == "bloodcell: Stopped. The same command goes on from the last whole epoch.\n"
+    assert ended.err.lstrip() == "bloodcell: Stopped. A training goes on from its last whole epoch if started again.\n"
     assert not list(folder.glob("**/record.json"))
     left = {path.suffix for path in (folder / ".checkpoints").iterdir()}
     assert left == {".pt", ".lock"} and len(list((folder / ".checkpoints").iterdir())) == 2
@@ -376,7 +378,7 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(shell: Shell, cells: Path) -> Non
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
-    assert err.lstrip() == "bloodcell: Stopped. The same command goes on from the last whole epoch.\n"
+    assert err.lstrip() == "bloodcell: Stopped. A training goes on from its last whole epoch if started again.\n"
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(shell: Shell, cells: Path, small_disk: Path) -> None:

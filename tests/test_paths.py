@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import resource
@@ -104,6 +105,39 @@ def test_the_second_of_two_writers_of_a_folder_is_told(tmp_path: Path) -> None:
             (quick / "name").write_text("quick")
     assert (tmp_path / "a" / "name").read_text() == "quick"
     assert left(tmp_path) == ["a"]
+
+
+def test_a_folder_takes_the_place_of_another_only_when_whole(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with paths.write_folder_whole(tmp_path / "a", replace=True) as temporary:
+            (temporary / name).write_text(name)
+        assert left(tmp_path / "a") == [name] and left(tmp_path) == ["a"]
+    with pytest.raises(ValueError, match="inside"), paths.write_folder_whole(tmp_path / "a", replace=True) as temporary:
+        (temporary / "three").touch()
+        raise ValueError("inside")
+    assert left(tmp_path / "a") == ["two"] and left(tmp_path) == ["a"]
+
+
+def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, calls = os.rename, []
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    monkeypatch.setattr(os, "rename", failing)
+    with (
+        pytest.raises(BloodcellError, match="Input/output error"),
+        paths.write_folder_whole(tmp_path / "a", replace=True) as temporary,
+    ):
+        (temporary / "new").touch()
+    assert left(tmp_path / "a") == ["old"] and left(tmp_path) == ["a"]
 
 
 def test_many_writers_of_one_file_leave_one_of_theirs(tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""A run's weights as the small set of files that `predict` reads: half precision, for ONNX Runtime and PyTorch.
+
+Batch norm is folded into the convolution before it (the same function, and twice as fast on a CPU), then every number
+is rounded to half precision once. Both files hold these numbers; both are computed with in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from bloodcell_lib import models, paths
+from bloodcell_lib.data import SYNTHETIC
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import Classifier, ModelConfig
+from bloodcell_lib.predict import NAME, Network, load_set
+from bloodcell_lib.records import Record, load_record
+
+OPSET = 18  # the exporter's own, in every version of torch
+TOLERANCE = 1e-4  # most that logits of the two libraries may differ, in units of the largest; they do by some 1e-6
+
+
+class FromBytes(nn.Module):
+    """A classifier behind images as decoders give them: uint8 (N, H, W, 3) -> logits float32 (N, 8)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(images.permute(0, 3, 1, 2).float() / 255)
+
+
+def fold(model: Classifier) -> Classifier:
+    """Folds each batch norm into the convolution before it, in place; for evaluation alone."""
+    model.eval()
+    for layers in model.modules():
+        if isinstance(layers, nn.Sequential) and len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
+            layers[0] = fuse_conv_bn_eval(layers[0], layers[1])
+            layers[1] = nn.Identity()
+    return model
+
+
+def export(run: Path, folder: Path | None = None) -> list[Path]:
+    """Writes the set from the run recorded in `run`, in place of the set in `folder` (default: the library's).
+
+    Returns the files. Raises BloodcellError for a demo, another network, missing or broken weights, missing packages,
+    and if ONNX Runtime and PyTorch do not agree on what was written.
+    """
+    folder = folder or paths.WEIGHTS
+    check_packages()
+    record = load_record(run)
+    refuse(record)
+    model = load_run(record)
+    pixels = record.info["config"]["pixels"]
+    with paths.write_folder_whole(folder, replace=True) as home:
+        # As bytes, because a full disk is then the error that it is everywhere else.
+        contents = {
+            f"{NAME}.safetensors": safetensors.torch.save(halved(model)),
+            f"{NAME}.onnx": to_onnx(model, pixels),
+        }
+        for name, content in contents.items():
+            (home / name).write_bytes(content)
+        weights = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        about = json.dumps({**record.info, "weights": weights}, indent=1, allow_nan=False)
+        (home / f"{NAME}.json").write_text(about + "\n", encoding="utf-8")
+        check_agreement(home)
+    return [folder / name for name in (*contents, f"{NAME}.json")]
+
+
+def check_packages() -> None:
+    """Raises BloodcellError without the packages that the export alone needs."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BloodcellError(f"The export needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
+
+
+def refuse(record: Record) -> None:
+    """Raises BloodcellError for a run whose weights nobody should predict with."""
+    if record.profile.split("/")[0] == "demo" or record.info["data"]["source"] == SYNTHETIC:
+        raise BloodcellError(f"{record.folder} is a demo: publish the weights of a run under cpu or full.")
+    name = record.info["config"]["model"]["name"]
+    if name != NAME:
+        raise BloodcellError(f"{record.folder} is a run of {name}: the published network is {NAME}.")
+
+
+def load_run(record: Record) -> Classifier:
+    """The network that the run trained, folded, with its numbers rounded to half precision."""
+    path = record.folder / "weights.safetensors"
+    model = models.build(ModelConfig(**record.info["config"]["model"]))
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except Exception as error:  # safetensors and torch raise kinds of their own
+        raise BloodcellError(f"{path} is missing or damaged: run the training again.") from error
+    model = fold(model)
+    model.load_state_dict(halved(model))
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise BloodcellError(f"{path} holds numbers that half precision cannot: train with a lower learning rate.")
+    return model
+
+
+def halved(model: Classifier) -> dict[str, Tensor]:
+    """Parameters and buffers in half precision, by name."""
+    return {name: value.half().contiguous() for name, value in model.state_dict().items()}
+
+
+def published(folder: Path | None = None) -> Classifier:
+    """The published network in PyTorch, float32, for evaluation. Raises BloodcellError as `predict.load_set` does."""
+    folder = folder or paths.WEIGHTS
+    record, _ = load_set(folder)
+    model = fold(models.build(ModelConfig(**record["config"]["model"])))
+    model.load_state_dict(safetensors.torch.load_file(folder / f"{NAME}.safetensors"))
+    return model
+
+
+def to_onnx(model: Classifier, pixels: int) -> bytes:
+    """The ONNX file of a folded model whose numbers half precision holds, for any number of images at once."""
+    images = torch.zeros(2, pixels, pixels, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of what torch's own code does
+        program = torch.onnx.export(
+            FromBytes(model).eval(),
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    return compact(program.model_proto).SerializeToString()
+
+
+def compact(graph):
+    """Stores float32 numbers in half precision where that loses nothing, behind a Cast that ONNX Runtime folds away;
+    and pools globally by the operator that it computes in its blocked layout. Returns the changed onnx.ModelProto."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        value = numpy_helper.to_array(tensor)
+        half = value.astype(np.float16)
+        if np.array_equal(half, value):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    for node in graph.graph.node:
+        keeps = [a.i for a in node.attribute if a.name == "keepdims"]
+        if node.op_type == "ReduceMean" and keeps != [0]:  # the squeeze, over height and width
+            node.CopyFrom(helper.make_node("GlobalAveragePool", node.input[:1], node.output, node.name))
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    del graph.graph.value_info[:], graph.metadata_props[:]  # sizes and the exporter's notes: not needed, not small
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return graph
+
+
+def check_agreement(folder: Path, images: int = 16) -> None:
+    """Raises BloodcellError unless both files give the same labels and close logits on random images."""
+    model, network = published(folder), Network(folder)
+    pixels = network.pixels
+    batch = np.random.default_rng(0).integers(0, 256, (images, pixels, pixels, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = FromBytes(model)(torch.from_numpy(batch)).numpy()
+    found = network.logits(batch)
+    apart = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not (apart < TOLERANCE and np.array_equal(found.argmax(1), expected.argmax(1))):
+        raise BloodcellError(
+            f"ONNX Runtime and PyTorch differ by {apart:.2g} on the exported weights: use other versions."
+        )

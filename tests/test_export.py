@@ -1,0 +1,214 @@
+"""From a run to the published files: the same numbers in both, the same answers, and nobody's demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.numpy import load_file
+from safetensors.torch import load, save
+from trained import network_of
+
+from bloodcell_lib import decode, export, models, predict
+from bloodcell_lib.cells import CLASS_MAP
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.predict import NAME, Network
+
+FILES = [f"{NAME}.json", f"{NAME}.onnx", f"{NAME}.safetensors"]
+
+
+@pytest.fixture
+def run(run_folder: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def images(drawn: Path) -> tuple[np.ndarray, list[int]]:
+    """The 64 training images, uint8 (64, 96, 96, 3), and their labels."""
+    files = sorted(drawn.glob("train/*/*.jpg"))
+    return np.stack([decode.to_pixels(path, 96, 240) for path in files]), [
+        CLASS_MAP[path.parent.name] for path in files
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).numpy()
+
+
+def test_the_set_is_small_and_tells_of_its_run(weights: Path, run_folder: Path) -> None:
+    assert sorted(path.name for path in weights.iterdir()) == FILES
+    assert all(path.stat().st_size < 4_000_000 for path in weights.iterdir())
+    about = json.loads((weights / f"{NAME}.json").read_text())
+    recorded = json.loads((run_folder / "record.json").read_text())
+    sums = about.pop("weights")
+    assert about == recorded and about["config"]["pixels"] == 96 and about["config"]["crop"] == 240
+    assert sums == {name: sha256((weights / name).read_bytes()).hexdigest() for name in FILES[1:]}
+
+
+def test_both_files_hold_the_same_numbers_in_half_precision(weights: Path) -> None:
+    tensors = load_file(weights / f"{NAME}.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
+    graph = onnx.load(weights / f"{NAME}.onnx").graph
+    stored = {
+        i.name.removeprefix("classifier.").removesuffix(".half"): numpy_helper.to_array(i) for i in graph.initializer
+    }
+    for name, tensor in tensors.items():
+        if not name.startswith("standardise."):  # which the exporter gives a shape of its own
+            assert np.array_equal(stored[name], tensor) and stored[name].dtype == np.float16, name
+    constants = [value.ravel().tolist() for value in stored.values() if value.size == 3]
+    assert {name for name in tensors if name.startswith("standardise.")} == {"standardise.mean", "standardise.std"}
+    assert all(tensors[f"standardise.{part}"].tolist() in constants for part in ("mean", "std"))
+    # What makes it fast: batch norm folded, the squeeze pooled by an operator of the blocked layout.
+    operators = [node.op_type for node in graph.node]
+    assert "BatchNormalization" not in operators and operators.count("GlobalAveragePool") == 20
+
+
+@pytest.mark.parametrize("n", [1, 3, 64])
+def test_onnx_runtime_and_pytorch_agree(weights: Path, images: tuple[np.ndarray, list[int]], n: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
+    for batch in (images[0][-n:], noise):
+        found, expected = Network(weights).logits(batch), logits(export.published(weights), batch)
+        assert found.shape == (n, 8) and found.dtype == np.float32
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+        assert np.array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_half_precision_changes_no_label(weights: Path, run_folder: Path, images: tuple[np.ndarray, list[int]]) -> None:
+    found, trained = Network(weights).logits(images[0]), logits(network_of(run_folder), images[0])
+    assert found.argmax(1).tolist() == trained.argmax(1).tolist() == images[1]
+    apart = np.abs(predict.softmax(found) - predict.softmax(trained)).max()
+    assert 0 < apart < 0.05
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_folding_keeps_the_function(name: str) -> None:
+    torch.manual_seed(0)
+    model = models.build(ModelConfig(name))
+    images = torch.rand(4, 3, 64, 64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight, 1, 0.3)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+    with torch.no_grad():
+        for _ in range(30):
+            model(images)
+        expected = model.eval()(images)
+        folded = export.fold(model)(images)
+    torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert not norms or name in ("simple_cnn", "resnet18")  # only the published kind has its norms beside convolutions
+
+
+def test_a_new_set_takes_the_place_of_the_old_one_whole(weights: Path, run: Path, tmp_path: Path) -> None:
+    home = tmp_path / "package" / "weights"
+    shutil.copytree(weights, home)
+    (home / "older.onnx").touch()
+    values = load((run / "weights.safetensors").read_bytes())
+    values["net.head.bias"][5] += 10_000
+    (run / "weights.safetensors").write_bytes(save(values))
+    assert sorted(export.export(run, home)) == [home / name for name in FILES]
+    assert sorted(path.name for path in home.iterdir()) == FILES and os.listdir(home.parent) == ["weights"]
+    assert Network(home).logits(np.zeros((2, 96, 96, 3), np.uint8)).argmax(1).tolist() == [5, 5]
+
+
+def test_a_failed_export_leaves_the_old_set(
+    weights: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "package" / "weights"
+    shutil.copytree(weights, home)
+    other = (weights / f"{NAME}.onnx").read_bytes()
+    values = load((run / "weights.safetensors").read_bytes())
+    values["net.head.bias"] += torch.arange(8)
+    (run / "weights.safetensors").write_bytes(save(values))
+    monkeypatch.setattr(export, "to_onnx", lambda *_: other)  # as if the exporter computed something else
+    with pytest.raises(BloodcellError, match="ONNX Runtime and PyTorch differ by"):
+        export.export(run, home)
+    assert contents(home) == contents(weights) and os.listdir(home.parent) == ["weights"]
+
+
+def changed(*keys: str, to: object) -> Callable[[Path], None]:
+    """A change to the record."""
+
+    def change(run: Path) -> None:
+        info = json.loads((run / "record.json").read_text())
+        place = info
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = to
+        (run / "record.json").write_text(json.dumps(info))
+
+    return change
+
+
+def scaled(run: Path) -> None:
+    values = load((run / "weights.safetensors").read_bytes())
+    values["net.head.weight"] *= 1e7
+    (run / "weights.safetensors").write_bytes(save(values))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a demo": (changed("profile", to="demo"), "is a demo: publish the weights of a run under cpu or full"),
+    "a demo's study": (changed("profile", to="demo/study"), "is a demo"),
+    "drawn cells": (changed("data", "source", to="synthetic cells"), "is a demo"),
+    "another network": (changed("config", "model", "name", to="simple_cnn"), "is a run of simple_cnn: the published"),
+    "no record": (lambda run: (run / "record.json").unlink(), "is not a whole record"),
+    "no weights": (lambda run: (run / "weights.safetensors").unlink(), "weights.safetensors is missing or damaged"),
+    "half the weights": (
+        lambda run: os.truncate(run / "weights.safetensors", 1_000_000),
+        "weights.safetensors is missing or damaged",
+    ),
+    "no squeeze": (changed("config", "model", "squeeze_excite", to=False), "weights.safetensors is missing or damaged"),
+    "beyond half precision": (scaled, "holds numbers that half precision cannot"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_what_cannot_be_published_is_refused(run: Path, tmp_path: Path, how: str) -> None:
+    spoil, match = SPOILT[how]
+    spoil(run)
+    with pytest.raises(BloodcellError, match=match):
+        export.export(run, tmp_path / "weights")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_missing_package_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    with pytest.raises(BloodcellError, match="The export needs onnxscript: pip install onnxscript"):
+        export.export(run, tmp_path / "weights")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_the_command_publishes_what_predict_reads(published: Path, weights: Path, drawn: Path, tmp_path: Path) -> None:
+    def bloodcell(*arguments: str) -> subprocess.CompletedProcess[str]:
+        places = {"BLOODCELL_RUNS": str(published / "runs"), "BLOODCELL_WEIGHTS": str(tmp_path / "weights")}
+        command = [sys.executable, "-m", "bloodcell_lib.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | places, timeout=300)
+
+    done = bloodcell("publish", "--profile", "cpu", "--weights")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == [str(tmp_path / "weights" / name) for name in FILES] and done.stderr == ""
+    assert contents(tmp_path / "weights") == contents(weights)
+    done = bloodcell("predict", str(drawn / "test"), "--format", "json")
+    assert json.loads(done.stdout) == {
+        row.name: row.label for row in predict.predict(predict.find([drawn / "test"]), Network(weights))
+    }
