@@ -22,7 +22,7 @@ import psutil
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from bloodcell_lib import paths
+from bloodcell_lib import paths, shelf
 from bloodcell_lib.errors import BloodcellError
 
 KERNEL = "python3"
@@ -89,20 +89,21 @@ def run(
 ) -> Iterator[Outcome]:
     """Executes notebooks one after the other into `<home>/notebooks`; yields each outcome, failed ones too.
 
-    settings: further parameters; each goes to the notebooks that have it. home: `runs/<profile>` if None.
-    Raises BloodcellError, before anything runs, for a setting that none of them has.
+    settings: further parameters; each goes to the notebooks that have it. Those that read records read this machine's
+    own, unless `results` says otherwise. home: None is `runs/<profile>`, and for records from elsewhere
+    `shelf.home_of` them. Raises BloodcellError, before anything runs, for a setting that none of them has.
     """
-    home = home or paths.RUNS / profile
     known = {path: parameters(path) for path in chosen}
-    given = {"profile": profile, "data": str(data) if data else "", **(settings or {})}
+    given = {"profile": profile, "data": str(data) if data else "", "results": shelf.OWN, **(settings or {})}
     for name in settings or {}:
         if not any(name in names for names in known.values()):
             every = sorted(set().union(*known.values()))
             raise BloodcellError(f"No notebook here has a parameter '{name}': choose from {', '.join(every)}.")
-    (home / "notebooks").mkdir(parents=True, exist_ok=True)
     for path in chosen:
         own = {name: value for name, value in given.items() if name in known[path]}
-        yield execute(path, home, own, limit)
+        place = home or shelf.home_of(str(own.get("results", shelf.OWN)), profile)
+        (place / "notebooks").mkdir(parents=True, exist_ok=True)
+        yield execute(path, place, own, limit)
 
 
 def execute(path: Path, home: Path, given: dict[str, Any], limit: float = LIMIT) -> Outcome:

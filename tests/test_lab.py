@@ -11,6 +11,7 @@ import time
 import urllib.request
 
 import pytest
+from fake_records import write_records
 
 from bloodcell_lib import paths
 
@@ -21,10 +22,14 @@ TOKEN = "a-token-for-this-test"
 
 @pytest.fixture
 def lab(tmp_path):
-    """JupyterLab on copies of the notebooks, in a folder that is not the repository; gives its address."""
+    """JupyterLab on copies of the notebooks, outside the repository, with a published part of a study; its address."""
+    write_records(tmp_path / "results" / "cpu", ["main", "no_se"], seeds=(0, 1))
+    write_records(tmp_path / "results" / "cpu", ["simple_cnn"], seeds=(0,))
     shutil.copytree(paths.NOTEBOOKS, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".*"))
     env = os.environ | {
+        "BLOODCELL_RESULTS": str(tmp_path / "results"),
         "BLOODCELL_RUNS": str(tmp_path / "runs"),
+        "BLOODCELL_RAW": str(tmp_path / "raw"),
         "BLOODCELL_CACHE": str(tmp_path / "cache"),
         "BLOODCELL_DATA": "",
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
@@ -84,15 +89,18 @@ return {status: kernel ? kernel.status : 'none', cells: cells};
 """
 
 
-def test_a_notebook_runs_in_jupyterlab(lab, browser):
-    browser.get(f"{lab}lab/tree/01_data_exploration.ipynb?token={TOKEN}")
+@pytest.mark.parametrize(
+    ("name", "figures"), [("01_data_exploration", 2), ("03_ablations", 2), ("04_evaluation", 3), ("05_figures", 8)]
+)
+def test_a_notebook_runs_in_jupyterlab(lab, browser, name, figures):
+    browser.get(f"{lab}lab/tree/{name}.ipynb?token={TOKEN}")
     wait_for(browser, lambda state: state["status"] == "idle" and state["cells"], 90)
     browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     state = wait_for(browser, lambda state: state["cells"][-1]["execution_count"] and state["status"] == "idle", 240)
     outputs = [output for cell in state["cells"] for output in cell["outputs"]]
     assert all(cell["execution_count"] for cell in state["cells"])
     assert [output for output in outputs if output["output_type"] == "error"] == []
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2, "figures are shown"
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= figures, "figures are shown"
 
 
 def wait_for(browser, ready, seconds: float):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fake_records import write_records
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from bloodcell_lib import notebooks, paths
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.experiments import EXPERIMENTS, STUDY
 
 NAMES = ("01_data_exploration", "02_training", "03_ablations", "04_evaluation", "05_figures")
 
@@ -58,6 +60,7 @@ def test_parameters_are_independent_literals(shipped):
     namespace: dict[str, object] = {}
     exec(tagged[0].source, namespace)
     assert namespace["profile"] == "demo" and namespace["data"] == ""
+    assert namespace.get("results", "published") == "published"
 
 
 def test_cells_are_short_and_told(shipped):
@@ -91,6 +94,96 @@ def test_cell_ids_are_readable(shipped):
     ids = [cell.id for cell in shipped.cells]
     assert len(ids) == len(set(ids))
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in ids), ids
+
+
+# --- on published records, with the parameters as they are -----------------------------------------------------------
+
+READERS = ("03_ablations", "04_evaluation", "05_figures")
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a fresh clone has, for the kernels that this test starts: no runs, no images, and results to be filled."""
+    for name in ("RESULTS", "RUNS", "RAW", "CACHE"):
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+        monkeypatch.setenv(f"BLOODCELL_{name}", str(tmp_path / name.lower()))
+    monkeypatch.delenv("BLOODCELL_DATA", raising=False)
+    return tmp_path
+
+
+def opened(clone: Path, name: str) -> tuple[list[str], str]:
+    """Runs a notebook as it lies there, no parameter given; what is wrong with it, and all that it shows as text."""
+    home = clone / "runs" / "published"
+    (home / "notebooks").mkdir(parents=True)
+    outcome = notebooks.execute(paths.NOTEBOOKS / f"{name}.ipynb", home, {})
+    shown = []
+    for cell in code(nbformat.read(outcome.executed, 4)):
+        for output in cell.outputs:
+            shown += [output.get("text", ""), *(str(text) for text in output.get("data", {}).values())]
+    return outcome.problems, "\n".join(shown)
+
+
+def part(folder: Path) -> None:
+    write_records(folder, ["main", "no_se"], seeds=(0, 1))
+    write_records(folder, ["simple_cnn", "final"], seeds=(0,))
+
+
+@pytest.mark.parametrize("kind", ["whole", "part", "one seed"])
+@pytest.mark.parametrize("name", READERS)
+def test_it_tells_a_published_study_without_images(clone, name, kind):
+    folder = clone / "results" / "cpu"
+    if kind == "part":
+        part(folder)
+    else:
+        write_records(folder, list(EXPERIMENTS), seeds=(0,) if kind == "one seed" else (0, 1, 2))
+    problems, shown = opened(clone, name)
+    assert problems == [], "among them every file that it promises"
+    assert str(folder) in shown and not re.search(r"\bnan\b", shown)
+    assert {path.name for path in (clone / "runs").iterdir()} == {"published"}, "runs made here are left alone"
+    assert not (clone / "cache").exists(), "no image is drawn or read"
+    if name == "03_ablations":
+        assert "Nothing is trained" in shown and all(row in shown for row in STUDY)
+        told = {
+            "whole": "All 48 runs of the study are recorded",
+            "part": "The study is partial: 6 of its 48 runs are recorded",
+            "one seed": "The study is partial: 16 of its 48 runs are recorded",
+        }
+        assert told[kind] in shown
+        assert ("With one seed, an interval knows" in shown) == (kind != "whole")
+
+
+@pytest.mark.parametrize("name", ["03_ablations", "05_figures"])
+def test_it_says_what_a_study_without_its_main_run_cannot_show(clone, name):
+    write_records(clone / "results" / "cpu", ["efficientnet_lite"], seeds=(0,))
+    problems, shown = opened(clone, name)
+    absent = clone / "runs" / "published" / "figures"
+    assert problems == [f"promised and absent: {absent / 'ablations'}.{kind}" for kind in ("pdf", "png")]
+    assert "No row can be compared with main yet" in shown and "EfficientNetLite" in shown
+    assert "ot drawn" in shown and "Warning" not in shown
+
+
+def test_it_says_what_to_do_where_nothing_is_published(clone):
+    (problem,), _ = opened(clone, "03_ablations")
+    assert re.search(r"BloodcellError: No study is published yet in .*results: set results to 'own'", problem)
+
+
+def test_the_runner_reads_own_records_unless_it_is_told_otherwise(clone, tmp_path):
+    path = book(
+        tmp_path,
+        "01_reads",
+        "from bloodcell_lib import shelf\nplace = shelf.find(results, profile)",
+        "place.home.joinpath('made.txt').write_text(str(place.runs))",
+        parameters='results = "published"\nprofile = "demo"',
+        writes=("made.txt",),
+    )
+    part(clone / "results" / "cpu")
+    part(clone / "mine")
+    mine = {"results": str(clone / "mine")}
+    for settings, name, read in ((None, "demo", clone / "runs" / "demo"), (mine, "given", clone / "mine")):
+        (outcome,) = notebooks.run([path], "demo", settings=settings)
+        assert outcome.problems == []
+        assert outcome.executed == clone / "runs" / name / "notebooks" / "01_reads.ipynb"
+        assert (clone / "runs" / name / "made.txt").read_text() == str(read)
 
 
 # --- the runner -----------------------------------------------------------------------------------------------------
