@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,12 @@ class Subject:
         whole = next((runs for _, runs in sorted(by_seed.items()) if len(runs) == 5), self.records[:1])
         return [(record, self.held_out(record)) for record in whole]
 
+    def judges(self) -> list[tuple[Record, CellImages]]:
+        """Runs with images that they were not trained on: the five folds where they are recorded, which together see
+        every image once, else every seed of `experiment` with the same validation images."""
+        folds = self.folds()
+        return folds if len(folds) > 1 else [(record, self.held_out(record)) for record in self.records]
+
 
 def load_network(record: Record) -> nn.Module:
     """The network of a run with its weights. Raises BloodcellError if they are not on this machine."""
@@ -110,6 +117,15 @@ def as_input(images: Tensor, device: torch.device | str) -> Tensor:
     x = images.to(device)
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def sample(labels: np.ndarray, limit: int | None, seed: int = 0) -> np.ndarray:
+    """Indices, sorted, of at most `limit` images, of each class as many as there are or can be had; None takes all."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy()  # first of each class, second ...
+    return np.sort(order[np.argsort(turn, kind="stable")[:limit]])
 
 
 def record_analysis(name: str, subject: Subject, run: Callable[[Subject], dict[str, Any]]) -> Path:

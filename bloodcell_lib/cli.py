@@ -226,7 +226,7 @@ def evaluate(
 
 
 # What `trust` does, in order: the modules with an `analyse(subject)`.
-ANALYSES = ("trust", "robustness")
+ANALYSES = ("trust", "shortcuts", "robustness")
 
 
 @app.command()
