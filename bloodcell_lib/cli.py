@@ -204,8 +204,16 @@ def evaluate(
     profile: Profile = "demo",
     experiment: Annotated[str, typer.Option(help="Whose runs.")] = "main",
     published: Annotated[bool, typer.Option(help="Read report/results in place of this machine's runs.")] = False,
+    external: Annotated[Optional[Path], typer.Option(help="Another site's images, a folder a class.")] = None,  # noqa: UP045
+    mapping: Annotated[list[str], typer.Option("--map", help="A folder's class, old=new; old=- leaves it out.")] = [],  # noqa: B006
+    crop: Annotated[Optional[float], typer.Option(help="Share of an external image's shorter side to keep.")] = None,  # noqa: UP045
+    device: Annotated[Optional[str], typer.Option(help="cpu or cuda, for external images.")] = None,  # noqa: UP045
+    skip_bad: SkipBad = False,
 ) -> None:
-    """Print accuracy with its interval, the classes one by one and the most frequent confusions."""
+    """Print accuracy with its interval, the classes one by one and the most frequent confusions.
+
+    With --external, this machine's networks score another site's images, and the result is recorded.
+    """
     from bloodcell_lib import evaluate as metrics
     from bloodcell_lib import experiments, paths
     from bloodcell_lib.records import load_records
@@ -215,6 +223,11 @@ def evaluate(
     chosen = [record for record in load_records(folder) if record.experiment == experiment]
     if not chosen:
         raise BloodcellError(f"No record of {experiment} in {folder}: make one with `bloodcell train {experiment}`.")
+    if external is not None:
+        _external(chosen, external, mapping, crop, device, skip_bad, published)
+        return
+    if mapping or crop is not None:
+        raise BloodcellError("--map and --crop are for another site's images: give these with --external.")
     row, pooled = metrics.overview(chosen), metrics.pool(chosen)
     print(f"{experiment}, profile {profile}, {len(chosen)} run(s) on {chosen[0].info['data']['source']}")
     print(
@@ -223,6 +236,17 @@ def evaluate(
     )
     print(metrics.per_class(pooled.labels, pooled.predicted).round(4).to_string())
     print(metrics.top_confusions(metrics.confusion(pooled.labels, pooled.predicted)).to_string(index=False))
+
+
+def _external(chosen, folder, mapping, crop, device, skip_bad, published) -> None:
+    """Scores and records another site's images."""
+    from bloodcell_lib import external
+
+    if published:
+        raise BloodcellError("Published records have no weights: leave out --published to use this machine's.")
+    _check_device(device)
+    result, path = external.evaluate(chosen, folder, external.parse_map(mapping), crop, device, skip_bad)
+    print(external.summary(result), f"recorded: {path}", sep="\n")
 
 
 # What `trust` does, in order: the modules with an `analyse(subject)`.

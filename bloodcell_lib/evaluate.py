@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,25 @@ def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
     if n <= 0 or not 0 <= correct <= n:
         raise BloodcellError(f"No interval for {correct} correct of {n}: give at least one image and no more than all.")
     low, high = proportion_confint(correct, n, alpha=1 - level, method="wilson")
-    return float(low), float(high)
+    return (float(low) if correct else 0.0), (float(high) if correct < n else 1.0)  # the ends, without rounding
+
+
+def over_seeds(right: np.ndarray) -> dict[str, Any]:
+    """Accuracy of several networks on the same images, from hits bool (seeds, n): accuracy, low, high, by_seed.
+
+    low and high: Wilson's 95 % interval of n images, since seeds are no further ones.
+    """
+    low, high = wilson(float(right.mean(0).sum()), right.shape[1])
+    return {"accuracy": float(right.mean()), "low": low, "high": high, "by_seed": right.mean(1).tolist()}
+
+
+def change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """How far accuracy went from one set of images to another, in points, with its 95 % interval (Newcombe 1998,
+    method 10): points, low, high. Both as `over_seeds` gives them."""
+    points = after["accuracy"] - before["accuracy"]
+    down = math.hypot(after["accuracy"] - after["low"], before["high"] - before["accuracy"])
+    up = math.hypot(after["high"] - after["accuracy"], before["accuracy"] - before["low"])
+    return {"points": 100 * points, "low": 100 * (points - down), "high": 100 * (points + up)}
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from bloodcell_lib import experiments
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.evaluate import wilson
+from bloodcell_lib.evaluate import over_seeds
 
 BASELINES = ("resnet18", "resnet18_full")  # the first that is recorded stands for 1 in the mean corruption error
 REMEDIES = ("group_norm", "stain_jitter", "grey_world")
@@ -86,8 +86,8 @@ def judged(
     over, reference = (np.mean([r.mean(0) for key, r in hit.items() if key != "clean"], 0) for hit in (own, first))
     return {
         "seeds": len(own["clean"]),
-        "clean": _accuracy(own["clean"]),
-        "corrupted": {name: [_accuracy(own[name, s]) for s in severities] for name in CORRUPTIONS},
+        "clean": over_seeds(own["clean"]),
+        "corrupted": {name: [over_seeds(own[name, s]) for s in severities] for name in CORRUPTIONS},
         "mean": dict(zip(("accuracy", "low", "high"), bootstrap_mean(over))),
         "difference": dict(zip(("points", "low", "high"), bootstrap_mean(100 * (over - reference)))),
         "mce": None if baseline is None else corruption_error(own, baseline, severities),
@@ -113,9 +113,3 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 2_000, seed: int = 0) ->
     drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
-
-
-def _accuracy(right: np.ndarray) -> dict[str, Any]:
-    """right bool (seeds, n); the interval is that of n images, since seeds are no further ones."""
-    low, high = wilson(float(right.mean(0).sum()), right.shape[1])
-    return {"accuracy": float(right.mean()), "low": low, "high": high, "by_seed": right.mean(1)}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fake_records import write_records
 from sklearn import metrics
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from bloodcell_lib import evaluate
 from bloodcell_lib.cells import TITLES
@@ -182,3 +183,18 @@ def test_bootstrap_f1_counts_as_scikit_learn_does(runs, monkeypatch):
 def test_bootstrap_f1_needs_images(runs):
     with pytest.raises(BloodcellError, match="No validation image"):
         evaluate.bootstrap_f1(of(runs, "final"))
+
+
+def test_hits_of_several_seeds_are_intervals_of_one_set_of_images():
+    right = np.array([[1, 1, 0, 1], [1, 0, 0, 1]], bool)
+    found = evaluate.over_seeds(right)
+    assert found["accuracy"] == 0.625 and found["by_seed"] == [0.75, 0.5]
+    assert (found["low"], found["high"]) == evaluate.wilson(2.5, 4)
+
+
+def test_a_change_between_two_sets_of_images_has_newcombes_interval():
+    before, after = (evaluate.over_seeds(np.arange(n)[None] < k) for k, n in ((56, 70), (48, 80)))
+    found = evaluate.change(before, after)
+    low, high = confint_proportions_2indep(48, 80, 56, 70, method="newcomb", compare="diff")
+    assert found["points"] == pytest.approx(-20)
+    assert (found["low"], found["high"]) == pytest.approx((100 * low, 100 * high), abs=0.01)
