@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,25 @@ class Trainer:
 
         Raises BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images.
         """
+        start = time.perf_counter()
+        probabilities = None
+        for _, measured in self.epochs(images, validation):
+            probabilities = measured
+        if validation is not None and probabilities is None:  # a checkpoint of a finished training
+            probabilities = self.measure(*self._place(validation))[2]
+        return Run(
+            self.history,
+            probabilities,
+            {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()},
+            peak_memory(self.device),
+            self.seconds_before + time.perf_counter() - start,
+            describe_machine(self.device),
+        )
+
+    def epochs(
+        self, images: CellImages, validation: CellImages | None = None
+    ) -> Iterator[tuple[dict[str, float], Tensor | None]]:
+        """What `fit` does, an epoch at a time: each one's row of the history and validation probabilities."""
         if len(images) < 2:
             raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
         start = time.perf_counter()
@@ -159,7 +178,6 @@ class Trainer:
         self.allowed = None
         if self.model_config.finer:
             self.allowed = finer.allowed(images.names, images.labels.tolist()).to(self.device)
-        probabilities = None
         reset_peak_memory(self.device)
         bar = tqdm(
             total=self.config.epochs * len(images),
@@ -172,7 +190,7 @@ class Trainer:
         )
         with bar:
             while len(self.history) < self.config.epochs:
-                began = time.perf_counter()
+                began, probabilities = time.perf_counter(), None
                 row = {"epoch": len(self.history) + 1, **self._epoch(*train, bar)}
                 if held_out is not None:
                     loss, accuracy, probabilities = self.measure(*held_out)
@@ -186,16 +204,7 @@ class Trainer:
                     self._save(self.seconds_before + time.perf_counter() - start)
                 shown = row["train_accuracy"] if validation is None else row["validation_accuracy"]
                 bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{shown:.3f}")
-        if held_out is not None and probabilities is None:  # a checkpoint of a finished training
-            probabilities = self.measure(*held_out)[2]
-        return Run(
-            self.history,
-            probabilities,
-            {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()},
-            peak_memory(self.device),
-            self.seconds_before + time.perf_counter() - start,
-            describe_machine(self.device),
-        )
+                yield row, probabilities
 
     @property
     def evaluated(self) -> nn.Module:
