@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from tqdm import tqdm
 from bloodcell_lib import decode, paths
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
+
+IN_MEMORY = 1 << 29  # bytes that a copy of images may take before it goes to a file
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,32 @@ class CellImages:
         return self.source == COURSE
 
     def subset(self, indices: Iterable[int]) -> CellImages:
-        """The images at `indices`, in that order, copied."""
+        """The images at `indices`, in that order, copied; a large copy lies in a file without a name, not in memory."""
         at = torch.as_tensor(list(indices), dtype=torch.int64)
         return replace(
             self,
-            images=self.images[at],
+            images=take(self.images, at),
             labels=self.labels[at],
             names=tuple(self.names[i] for i in at.tolist()),
             sha256=tuple(self.sha256[i] for i in at.tolist()),
         )
+
+
+def take(images: Tensor, at: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) -> (len(at), 3, H, W), a copy; above IN_MEMORY bytes mapped from a file in the cache's folder
+    that goes with the process, so that the memory need not hold all images."""
+    if len(at) * images[:1].numel() <= IN_MEMORY:
+        return images[at]
+    try:
+        paths.CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=paths.CACHE) as file:
+            for rows in at.split(1024):
+                file.write(np.ascontiguousarray(images[rows].permute(0, 2, 3, 1).numpy()))
+            file.flush()
+            raw = np.memmap(file, np.uint8, "c", shape=(len(at), *images.shape[2:], 3))
+    except OSError as error:
+        raise BloodcellError(f"Cannot copy {len(at)} images to {paths.CACHE}: {error.strerror or error}.") from error
+    return torch.from_numpy(raw).permute(0, 3, 1, 2)
 
 
 COURSE = "course images"
@@ -148,8 +168,11 @@ def load(
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
+    cache: Path | None = None,
 ) -> CellImages:
     """All images of a folder at `pixels` x `pixels`, from the cache if they were decoded before.
+
+    cache: the folder that holds what was decoded; default `paths.CACHE`.
 
     Raises BloodcellError as `find` does, and for files that are no whole image unless `skip_bad` leaves them out; even
     then a class, or `test/`, must keep some.
@@ -160,12 +183,13 @@ def load(
     # Name, class and bytes make the key: a renamed folder finds its cache, a changed file does not.
     rows = [(file.path.name, file.label, digest) for file, digest in zip(files, digests)]
     key = hashlib.sha256(json.dumps([decode.VERSION, pixels, crop, rows]).encode()).hexdigest()[:24]
-    home = paths.CACHE / key
+    home = (cache or paths.CACHE) / key
     index = cached(home, pixels) or fill_cache(home, files, digests, pixels, crop, workers, progress)
     if index["bad"]:
         report_bad(index["bad"], len(files), folder, skip_bad)
+        readable = set(index["labels"])
         for file in files:
-            if file.label not in index["labels"]:
+            if file.label not in readable:
                 raise BloodcellError(f"No image in {file.path.parent} can be read: every class needs some.")
     # Copy on write: torch wants writable memory, and nobody may change the cache.
     raw = np.memmap(home / "images.bin", dtype=np.uint8, mode="c", shape=(len(index["names"]), pixels, pixels, 3))

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from bloodcell_lib import data, synthetic
+from bloodcell_lib import data, decode, synthetic
 from bloodcell_lib.analysis import Subject, load_network, logits, record_analysis
 from bloodcell_lib.cells import CELL_TYPES, CLASS_MAP, NAMES, TITLES
 from bloodcell_lib.data import CellImages
@@ -65,7 +65,7 @@ def find(folder: Path, mapping: dict[str, str] | None = None) -> list[data.Image
                 f"{path} is not one of the eight classes ({', '.join(NAMES)}): say which it is with "
                 f"--map {name}={near[0] if near else 'CLASS'}, or leave it out with --map {name}={LEAVE_OUT}."
             )
-        found = [data.ImageFile(file, CLASS_MAP[known]) for file in data.images_in(path)]
+        found = [data.ImageFile(file, CLASS_MAP[known]) for file in decode.images_in(path)]
         if not found:
             raise BloodcellError(f"No images in {path}: put some there, or leave it out with --map {name}={LEAVE_OUT}.")
         files += found
@@ -86,7 +86,7 @@ def load(
         raise BloodcellError(f"--crop {share:g} is no share of an image: give more than 0 and at most 1.")
     files = find(folder, mapping)
     workers = os.cpu_count() or 1
-    digests = list(data.in_threads(data.sha256_of, [file.path for file in files], workers))
+    digests = list(decode.in_threads(data.sha256_of, [file.path for file in files], workers))
     trained = {digest for _, digest in data.manifest()["train"].values()}
     if seen := sum(digest in trained for digest in digests):
         raise BloodcellError(
@@ -96,7 +96,7 @@ def load(
 
     def one(path: Path) -> np.ndarray | OSError:
         try:
-            image = data.decode(path)
+            image = decode.read(path)
             side = max(1, round(share * min(image.size)))
             left, top = (image.width - side) // 2, (image.height - side) // 2
             square = image.crop((left, top, left + side, top + side))
@@ -104,7 +104,7 @@ def load(
         except OSError as error:
             return error
 
-    decoded = list(data.in_threads(one, [file.path for file in files], workers))
+    decoded = list(decode.in_threads(one, [file.path for file in files], workers))
     bad = [[str(file.path), str(image)] for file, image in zip(files, decoded) if isinstance(image, OSError)]
     if bad:
         data.report_bad(bad, len(files), Path(folder), skip_bad)

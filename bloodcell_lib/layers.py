@@ -100,7 +100,9 @@ class Standardise(nn.Module):
         # A histogram for each channel holds all that is needed, and needs no float copy of the images.
         level = torch.arange(256, dtype=torch.float64)
         for c in range(3):
-            count = torch.bincount(images[:, c].flatten(), minlength=256).cpu().double()
+            # In parts, since flattening copies and the images may be larger than the memory.
+            parts = (torch.bincount(part.flatten(), minlength=256) for part in images[:, c].split(1024))
+            count = sum(parts).cpu().double()
             mean = (count * level).sum() / count.sum()
             variance = (count * (level - mean) ** 2).sum() / count.sum()
             self.mean[c] = mean / 255

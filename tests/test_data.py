@@ -294,6 +294,36 @@ def test_a_fault_of_the_system_is_told_and_not_kept(course: Path, monkeypatch: p
     assert len(data.load(course, pixels=24)) == 40
 
 
+def test_a_large_subset_lies_in_a_file_that_goes_with_it(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, at = data.load(course, 16, progress=False), [30, 2, 2, *range(40)]
+    small = cells.subset(at)
+    monkeypatch.setattr(data, "IN_MEMORY", 1000)
+    large = cells.subset(at)
+    assert torch.equal(large.images, small.images) and large.names == small.names
+    base = large.images.numpy()
+    while base.base is not None and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    large.images[0] = 0  # nobody else's
+    assert torch.equal(cells.images[30], small.images[0]) and torch.equal(cells.subset(at).images, small.images)
+    assert [path.name for path in data.paths.CACHE.iterdir() if path.is_file()] == []
+
+
+def test_a_subset_that_cannot_be_written_is_told(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = data.load(course, 16, progress=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(data.paths, "CACHE", tmp_path / "file")
+    with pytest.raises(BloodcellError, match=r"Cannot copy 3 images to .*file"):
+        cells.subset(range(3))
+
+
+def test_a_cache_may_be_anywhere(course: Path, tmp_path: Path) -> None:
+    cells = data.load(course, 16, cache=tmp_path / "elsewhere", progress=False)
+    assert torch.equal(cells.images, data.load(course, 16, progress=False).images)
+    assert len(list((tmp_path / "elsewhere").glob("*/images.bin"))) == 1
+
+
 def test_a_subset_is_a_copy_in_the_order_asked_for(course: Path) -> None:
     cells = data.load(course, pixels=8)
     part = cells.subset([30, 2, 2])
