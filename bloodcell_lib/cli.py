@@ -390,6 +390,35 @@ def predict(
         raise typer.Exit(LEFT_OUT)
 
 
+@app.command()
+def bench(
+    part: Annotated[Optional[str], typer.Argument(help="train, predict, load or growth; default: all of them.")] = None,  # noqa: UP045
+    device: Annotated[Optional[str], typer.Option(help="cpu or cuda; default: the GPU where there is one.")] = None,  # noqa: UP045
+    repetitions: Annotated[int, typer.Option(min=0, help="Turns of each contender; 0: the device's default.")] = 0,
+    sizes: Annotated[str, typer.Option(help="Numbers of images for growth, such as 1000,4200,17092,100000.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Only try whether all of it works; nothing is kept.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write to report/results in place of runs.")] = False,
+) -> None:
+    """Measure speed as ratios, and memory; write every repetition to bench-<device>.json."""
+    from bloodcell_lib import bench as speed
+    from bloodcell_lib import paths
+
+    if part is not None and part not in speed.PARTS:
+        raise BloodcellError(f"Unknown part '{part}': choose one of {', '.join(speed.PARTS)}.")
+    if quick and publish:
+        raise BloodcellError("--quick measures nothing worth publishing: leave one of --quick and --publish out.")
+    _check_device(device)
+    where = speed.device_name(device)
+    budget = speed.budget("quick" if quick else where, repetitions, sizes)
+    target = speed.file(paths.RESULTS if publish else paths.RUNS, where)
+    before = {} if quick else speed.read(target)
+    results = speed.run([part] if part else list(speed.PARTS), budget, where, speed.say, before)
+    print(speed.markdown(results))
+    if not quick:
+        speed.write(target, results)
+        print(target)
+
+
 @data_app.command("check")
 def data_check(
     folder: Annotated[Optional[Path], typer.Argument(help="Default: as for --data.")] = None,  # noqa: UP045

@@ -1,0 +1,261 @@
+"""`bloodcell bench`: which comparisons are made, the file that keeps every lap of them, and their tables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from bloodcell_lib import bench_data, bench_train, experiments, machine, paths, synthetic
+from bloodcell_lib.bench_train import MAIN, Say
+from bloodcell_lib.cells import NAMES
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.timings import Comparison
+
+FORMAT = 1
+SMALLEST = 5 * len(NAMES)  # images that can be split
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is measured. networks: (name, pixels, steps a lap) of the bare step. pipelines: pixels and files of the
+    comparison with other pipelines. switches, loading, predicting: pixels and steps or images a lap."""
+
+    repetitions: int
+    networks: tuple[tuple[str, int, int], ...]
+    pipelines: tuple[tuple[int, int], ...]
+    switches: tuple[tuple[int, int], ...]
+    compiled: bool
+    loading: tuple[int, int]
+    predicting: tuple[tuple[int, int], ...]
+    sizes: tuple[int, ...]
+    growth_pixels: int = 64
+
+
+NETWORKS = (MAIN, "efficientnet_lite", "simple_cnn", "resnet18")
+BUDGETS = {
+    # Two cores do all of it in about six minutes.
+    "cpu": Budget(
+        repetitions=3,
+        networks=((MAIN, 96, 8), *((name, 224, 2) for name in NETWORKS)),
+        pipelines=((96, 256), (224, 96)),
+        switches=((96, 4),),
+        compiled=True,
+        loading=(224, 400),
+        predicting=((96, 128), (224, 64)),
+        sizes=(1000, 4200),
+    ),
+    "cuda": Budget(
+        repetitions=5,
+        networks=((MAIN, 96, 80), *((name, 224, 80) for name in NETWORKS)),
+        pipelines=((96, 2560), (224, 2560)),
+        switches=((96, 80), (224, 80)),
+        compiled=True,
+        loading=(224, 2560),
+        predicting=((96, 6400), (224, 6400)),
+        sizes=(1000, 4200, 17092),
+    ),
+    # Whether all of it works; such laps are too short to tell anything else.
+    "quick": Budget(
+        repetitions=2,
+        networks=(("efficientnet_lite", 32, 2),),
+        pipelines=((32, 32),),
+        switches=((32, 1),),
+        compiled=False,
+        loading=(32, 32),
+        predicting=((32, 64),),
+        sizes=(40, 80),
+        growth_pixels=32,
+    ),
+}
+
+
+Part = Callable[[Budget, str, Say], dict[str, list[Comparison]]]
+
+
+def train(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
+    """The trainer against the bare step, against other pipelines, and switch by switch."""
+    turns = budget.repetitions
+    bare = [bench_train.against_bare_step(*row, turns, device, say) for row in budget.networks]
+    piped = []
+    for pixels, files in budget.pipelines:
+        with drawn(files, say) as folder:
+            piped.append(bench_train.against_pipelines(folder, pixels, folder / "cache", turns, device, say))
+    switched = [bench_train.switch_by_switch(*row, turns, device, budget.compiled, say) for row in budget.switches]
+    return {"Training loop": bare, "Input pipelines": piped, "Switches": switched}
+
+
+def predict(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
+    """The network's forward pass."""
+    return {"Prediction": [bench_data.predicting(*row, budget.repetitions, device, say) for row in budget.predicting]}
+
+
+def load(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
+    """Reading images."""
+    pixels, files = budget.loading
+    with drawn(files, say) as folder:
+        return {"Loading": [bench_data.loading(folder, pixels, budget.repetitions, say)]}
+
+
+def growth(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
+    """What more images cost."""
+    return {"Growth": bench_data.growth(budget.sizes, budget.growth_pixels, device, say)}
+
+
+PARTS: dict[str, Part] = {"train": train, "predict": predict, "load": load, "growth": growth}
+
+
+@contextlib.contextmanager
+def drawn(files: int, say: Say) -> Iterator[Path]:
+    """A folder of drawn cells as large as real ones, 360 x 363 pixels, so that anybody can repeat the comparison."""
+    say(f"drawing {files} cells")
+    with tempfile.TemporaryDirectory(prefix="bloodcell-bench-") as home:
+        yield synthetic.write(Path(home) / "cells", per_class=max(1, files // len(NAMES)), test=0)
+
+
+def device_name(given: str | None) -> str:
+    """`cpu` or `cuda`: as given, else the GPU where there is one."""
+    return torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu")).type
+
+
+def budget(name: str, repetitions: int = 0, sizes: str = "") -> Budget:
+    """The budget called `name`, with repetitions and sizes (numbers with commas between) changed where given.
+
+    Raises BloodcellError for sizes that are no numbers, or too small for eight classes.
+    """
+    chosen = BUDGETS[name]
+    if repetitions:
+        chosen = replace(chosen, repetitions=repetitions)
+    if sizes:
+        try:
+            numbers = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            numbers = (0,)
+        if min(numbers) < SMALLEST:
+            raise BloodcellError(f"--sizes {sizes} is no list of numbers from {SMALLEST} on: write 1000,4200.")
+        chosen = replace(chosen, sizes=numbers)
+    return chosen
+
+
+def say(line: str) -> None:
+    """Tells on stderr what is being measured, in one line that renews itself where somebody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+
+
+# The file
+
+
+def run(parts: list[str], budget: Budget, device: str, say: Say, results: dict[str, Any]) -> dict[str, Any]:
+    """Measures `parts` and returns `results` with them put in; each part keeps its own machine, commit and time."""
+    made = {}
+    for name in parts:
+        began, commit = experiments.now(), machine.commit()
+        groups = PARTS[name](budget, device, say)
+        made[name] = {
+            "machine": describe(device),
+            "commit": commit,
+            "started": began,
+            "ended": experiments.now(),
+            "budget": asdict(budget),
+            "groups": {title: [table.to_json() for table in tables] for title, tables in groups.items()},
+        }
+    together = results.get("parts", {}) | made
+    return {"format": FORMAT, "parts": {name: together[name] for name in PARTS if name in together}}
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The machine, its load included, which tells how quiet it was."""
+    return {
+        **machine.describe_machine(torch.device(device)),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load": [round(value, 2) for value in psutil.getloadavg()],
+    }
+
+
+def slug(device: str) -> str:
+    """A short name for the machine: `cpu-2` by its threads, `h200` by its GPU."""
+    if device == "cpu":
+        return f"cpu-{torch.get_num_threads()}"
+    name = torch.cuda.get_device_name(device).lower().removeprefix("nvidia ")
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def file(folder: Path, device: str) -> Path:
+    """Where the results of this machine lie in `folder`."""
+    return folder / f"bench-{slug(device)}.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results in `path`, {} if there is no such file. Raises BloodcellError for what is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results["format"] != FORMAT:
+            raise BloodcellError(f"{path} has format {results['format']}: this version reads format {FORMAT}.")
+        markdown(results)
+        return results
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BloodcellError(f"{path} is no whole file of results: remove it and measure again.") from error
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Writes the file, whole or not at all."""
+    with paths.write_whole(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+# The tables
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Every comparison as a Markdown table; without results, a sentence that says so."""
+    if not results.get("parts"):
+        return "No speed is recorded yet: `bloodcell bench --publish` measures and records it.\n"
+    lines = []
+    for part in results["parts"].values():
+        for title, tables in part["groups"].items():
+            lines += [f"**{title}** ({where(part)})", ""]
+            for row in tables:
+                lines += [*table(row), ""]
+    return "\n".join(lines)
+
+
+def where(part: dict[str, Any]) -> str:
+    """Device, library, commit and day of a part."""
+    info = part["machine"]
+    return f"{info['device']}, torch {info['torch']}, commit {part['commit'] or 'unknown'}, {part['started'][:10]}"
+
+
+def table(row: dict[str, Any]) -> list[str]:
+    """The lines of one comparison's table."""
+    lines = [
+        f"| {row['title']} | {row['unit']} | ratio (lowest to highest) | memory, its own | |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for name in dict.fromkeys([*row["rates"], *row["notes"]]):
+        note = row["notes"].get(name, "")
+        if name not in row["rates"]:
+            lines.append(f"| {name} | | | | {note} |")
+            continue
+        memory, own = (row[key][name] / 2**20 for key in ("memory", "own_memory"))
+        rate = statistics.median(row["rates"][name])
+        ratio = row["ratio"].get(name)
+        spread = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+        shown = "1" if name == row["base"] else spread
+        lines.append(f"| {name} | {rate:,.0f} | {shown} | {memory:,.0f}, {own:,.0f} MiB | {note} |")
+    return lines
