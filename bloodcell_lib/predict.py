@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from bloodcell_lib import decode, paths
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
+
+# Its binaries report their use to their maker unless told not to, before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 NAME = "deep_efficientnet"
 BATCH = 8  # what a core's cache holds at 224 pixels; 32 images at once take 1.3 times as long for each

@@ -236,6 +236,16 @@ def test_a_reader_that_has_gone_is_not_told(weights: Path, mine: Path) -> None:
     assert done.returncode == 1 and done.stderr == ""
 
 
+def test_nothing_is_kept_or_sent_about_its_use(weights: Path, mine: Path, tmp_path: Path) -> None:
+    quiet = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CI"}  # what might keep onnxruntime quiet without us
+    (tmp_path / "home").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    environment |= {"BLOODCELL_WEIGHTS": str(weights), "HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "bloodcell_lib.cli", "predict", str(mine)]
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode == 0
+    assert list((tmp_path / "home").iterdir()) == []
+
+
 # Weights
 
 
