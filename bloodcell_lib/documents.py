@@ -142,7 +142,7 @@ def claims(study: Study) -> str:
         measured, interval = ((text or "–").replace("-", "−") for text in (row["measured"], interval))
         rows.append((row["claim"], row["stated"], elsewhere, measured, interval, row["verdict"]))
     head = ("Claim", "Stated", "Its other files", "Measured, profile " + study.profile, "95 % interval", "Verdict")
-    return f"{_paragraph(sentences.claims(study))}\n\n{_table(head, rows)}"
+    return f"{_paragraph(sentences.claims(study), sentences.deviation(study))}\n\n{_table(head, rows)}"
 
 
 def network(study: Study) -> str:

@@ -23,6 +23,7 @@ LONGEST_FIRST = (
     "test_notebooks.py",
     "test_lab.py",
     "test_report.py",
+    "test_documents.py",
 )
 
 

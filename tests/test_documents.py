@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import documents, paths, sentences, tables
+from bloodcell_lib import documents, paths, report, sentences, tables
 from bloodcell_lib.documents import DOCUMENTS, NOTHING, filled, markdown, update
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import EXPERIMENTS
@@ -109,6 +114,36 @@ def test_nothing_is_written_unless_all_documents_can_be(copies, tmp_path):
         update(tmp_path / "results", copies)
     assert text(copies / "README.md") == readme
     assert not [path for path in copies.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(bool(report.missing_packages()), reason="LaTeX is not complete here")
+def test_a_clone_prints_its_records_with_two_commands_each_within_a_minute(tmp_path):
+    clone = tmp_path / "clone"
+    for name in ("bloodcell_lib", "figures", "report"):
+        shutil.copytree(paths.ROOT / name, clone / name, ignore=shutil.ignore_patterns("results", "generated", "*.pyc"))
+    for name in ("data/manifest.csv", *DOCUMENTS):
+        (clone / name).parent.mkdir(exist_ok=True)
+        shutil.copy(paths.ROOT / name, clone / name)
+    write_records(clone / "report" / "results" / "cpu", list(EXPERIMENTS), epochs=50)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BLOODCELL_")}
+    for command in ("figures", "report", "report"):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        done = subprocess.run(
+            [sys.executable, "-m", "bloodcell_lib.cli", command],
+            cwd=clone,
+            env={**environment, "PYTHONPATH": str(clone)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 60, "seconds, without images"
+    assert done.stdout.split() == [str(clone / "report" / "report.pdf")], "the second time no document changes"
+    assert "All 48 runs of the study are recorded" in flat(text(clone / "README.md"))
+    assert "| Basophil |" in text(clone / "MODEL_CARD.md")
+    sizes = [path.stat().st_size for path in (clone / "report" / "results").rglob("*.npz")]
+    assert len(list((clone / "figures").glob("*.pdf"))) == 8 and sum(sizes) < 15_000_000
+    assert not (clone / "runs").exists() and not (clone / "data" / "cache").exists()
 
 
 # What the blocks say

@@ -67,6 +67,17 @@ def test_git_holds_no_photograph_no_weights_and_no_clutter():
     assert [n for n in tracked() if n.endswith((".png", ".pdf")) and not n.startswith(("figures/", "report/"))] == []
 
 
+def test_published_records_are_small():
+    sizes: dict[str, int] = {}
+    for name in tracked():
+        if name.startswith("report/results/"):
+            folder = name.rpartition("/")[0]
+            sizes[folder] = sizes.get(folder, 0) + (paths.ROOT / name).stat().st_size
+            assert name.endswith(("/record.json", "/validation.npz")), name
+    assert all(size < 100_000 for size in sizes.values()), max(sizes, key=sizes.get)
+    assert sum(sizes.values()) < 15_000_000
+
+
 def test_no_text_names_a_private_place():
     private = re.compile(r"/(work|home|Users|root)/\w|[A-Z]:\\\\Users")
     for name in tracked():
