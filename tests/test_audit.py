@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +202,14 @@ def test_the_real_pair_is_found(tmp_path: Path) -> None:
     assert len(found.near) == 8 and all("ZZ_0.jpg" in b for _, b, _ in found.near)
     assert not found.across and not len(found.bad)
     assert "IG" in audit.summary(found) and "with another" in audit.summary(found)
+
+
+def test_the_datasheet_counts_what_the_manifest_lists():
+    with paths.MANIFEST.open(encoding="utf-8", newline="") as file:
+        listed = Counter((row["class"], row["prefix"]) for row in csv.DictReader(file) if row["part"] == "train")
+    sheet = (paths.ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \| `(\w+)` \|[^|]*\| (\d+) \|$", sheet, re.M)
+    several = {name for name, _ in listed if sum(other == name for other, _ in listed) > 1}
+    assert {(name, prefix): int(n) for name, prefix, n in told} == {
+        key: n for key, n in listed.items() if key[0] in several
+    }
