@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 def spread(cells: CellImages, most: int) -> CellImages:
     """At most so many images, evenly from the whole, which is ordered by class."""
-    return cells.subset(range(0, len(cells), max(1, math.ceil(len(cells) / most))))
+    return cells.subset(np.linspace(0, len(cells) - 1, min(most, len(cells))).round().astype(int))
 
 
 def hits(subject: Subject, cells: CellImages, severities: tuple[int, ...]) -> dict[str, dict[Any, np.ndarray]]:
