@@ -203,7 +203,7 @@ def test_a_record_says_everything(made, cells):
     assert info["model"] == {"parameters": models.parameters(model), "macs": models.macs(model, budget.pixels)}
     train, held_out = experiments.divide(cells, "split")
     sha256 = experiments.split_sha256(train, held_out)
-    counts = {"train": 32, "validation": 8, "course": False, "source": "synthetic cells"}
+    counts = {"train": 32, "validation": 8, "left_out": 0, "course": False, "source": "synthetic cells"}
     assert info["data"] == {**counts, "fingerprint": cells.fingerprint, "split_sha256": sha256}
     assert [row["epoch"] for row in info["history"]] == [1, 2]
     accuracies = [row["validation_accuracy"] for row in info["history"]]
