@@ -19,6 +19,8 @@ from bloodcell_lib.records import Record
 from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
+ALONE = ("cv", "cv_pair", "cv_clean", "unknown")  # groups of rows that are no rivals of the main model
+BEYOND = ("labels", "robustness")  # groups of rows that the reference's study does not have
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
@@ -86,10 +88,10 @@ def study_table(
     title, group, profile, course (whether on the course's images), seeds, images (of one validation set), parameters,
     macs. Fractions: mean and std over seeds of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and
     mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference` with low and
-    high, on common_seeds. p: exact McNemar; p_holm: the same corrected over the family of all rows but the
-    reference's. `difference` says how far to trust which. The folds of the cross-validation, and networks that a class
-    was kept from, are no rivals of the main model and are not compared. nan where nothing is shared with the reference,
-    or where it is absent. Raises BloodcellError for two records of one experiment and seed.
+    high, on common_seeds. p: exact McNemar; p_holm: the same corrected over a family, which is the reference's study
+    with the rows that mirror it, or one group beyond it. `difference` says how far to trust which. The folds of the
+    cross-validation, and networks that a class was kept from, are not compared. nan where nothing is shared with the
+    reference, or where it is absent. Raises BloodcellError for two records of one experiment and seed.
     """
     runs = _by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}
@@ -99,7 +101,7 @@ def study_table(
         finals = np.array([record.info["final_validation_accuracy"] for record in group])
         empty = frame.empty
         low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
-        compared = reference in frames and name != reference and info["group"] not in ("cv", "unknown")
+        compared = reference in frames and name != reference and info["group"] not in ALONE
         against = difference(frame, frames[reference], resamples, seed) if compared else Difference()
         rows[name] = {
             "title": ", ".join([info["title"], *name.split("+")[1:]]),  # what was changed for a run by hand
@@ -123,9 +125,9 @@ def study_table(
             "p_holm": math.nan,
         }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("experiment")
-    tested = table["p"].notna()
-    if tested.any():
-        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    tested = table[table["p"].notna()]
+    for _, family in tested.groupby(tested["group"].where(tested["group"].isin(BEYOND), "study")):
+        table.loc[family.index, "p_holm"] = multipletests(family["p"], method="holm")[1]
     return table
 
 

@@ -130,7 +130,7 @@ EXTRA = _named(
     Experiment("as_described", "Blocks as described", "extra", ModelConfig("as_described")),
     # The folds show what another split does; a seed each is enough for that.
     *(Experiment(f"cv_fold{k}", f"Fold {k + 1} of 5", "cv", part=f"fold{k}", seeds=1) for k in range(5)),
-    Experiment("finer_labels", "Finer labels", "extra", ModelConfig(finer=True)),
+    Experiment("finer_labels", "Finer labels", "labels", ModelConfig(finer=True)),
     # Remedies against other microscopes and stains.
     Experiment("group_norm", "Group norm", "robustness", ModelConfig(norm="group")),
     Experiment("stain_jitter", "Stain jitter", "robustness", augment=AugmentConfig(stain=0.4)),

@@ -214,7 +214,7 @@ def best_epoch(study: Study) -> str:
 
 def cross_validation(study: Study) -> str:
     """The folds, each a split of its own."""
-    folds = [record for name in EXTRA if name.startswith("cv_") for record in study.runs(name)]
+    folds = [record for name, row in EXTRA.items() if row.group == "cv" for record in study.runs(name)]
     if not folds:
         return "Stratified five-fold cross-validation is planned and not recorded yet."
     scores = 100 * np.array([record.info["final_validation_accuracy"] for record in folds])
