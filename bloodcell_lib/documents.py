@@ -1,4 +1,4 @@
-"""Blocks of the README and the model card that are made from the published records, so that nobody types a number.
+"""Blocks of the README and the model card that are made from what is published, so that nobody types a number.
 
 A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever is there is replaced.
 """
@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bloodcell_lib import calibration, evaluate, paths, sentences, tables
+from bloodcell_lib import bench, calibration, evaluate, paths, sentences, tables
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import PROFILES
 from bloodcell_lib.numbers import Study, built, without_source
 from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 
+DOCUMENTS = {"README.md": ("results", "claims", "performance"), "MODEL_CARD.md": ("network", "evaluation")}
 NOTHING = "No study is published yet."
 MARKER = re.compile(r"<!-- (begin|end) (\w+) -->")
 # The LaTeX that our sentences and tables hold, and what it is in Markdown.
@@ -42,15 +43,13 @@ def update(results: Path = paths.RESULTS, root: Path = paths.ROOT) -> list[Path]
 
     Raises BloodcellError, before anything is written, if a document is absent or its markers are not in order.
     """
-    profile = published_profile(results)
-    study = Study.of(load_records(Path(results) / profile), profile)
-    texts = {}
-    for name, blocks in DOCUMENTS.items():
+    made, texts = blocks(results), {}
+    for name, wanted in DOCUMENTS.items():
         path = Path(root) / name
         if not path.is_file():
             raise BloodcellError(f"There is no {path}: run from a checkout of the repository.")
         before = path.read_text(encoding="utf-8")
-        after = filled(before, {block: make(study) for block, make in blocks.items()}, name)
+        after = filled(before, {block: made[block] for block in wanted}, name)
         if after != before:
             texts[path] = after
     for path, text in texts.items():
@@ -59,17 +58,25 @@ def update(results: Path = paths.RESULTS, root: Path = paths.ROOT) -> list[Path]
     return list(texts)
 
 
-def filled(text: str, blocks: dict[str, str], name: str) -> str:
-    """`text` with each of `blocks` between its markers. Raises BloodcellError unless each has them once, in order."""
+def blocks(folder: Path) -> dict[str, str]:
+    """Every block by its name, from the records and the speed tests in `folder`."""
+    profile = published_profile(folder)
+    study = Study.of(load_records(Path(folder) / profile), profile)
+    made = {make.__name__: make(study) for make in (results, claims, network, evaluation)}
+    return made | {"performance": performance(Path(folder))}
+
+
+def filled(text: str, contents: dict[str, str], name: str) -> str:
+    """`text` with each of `contents` between its markers. Raises BloodcellError unless each has them once, in order."""
     found = MARKER.findall(text)
-    if sorted(found[::2]) != sorted(("begin", block) for block in blocks) or found[1::2] != [
+    if sorted(found[::2]) != sorted(("begin", block) for block in contents) or found[1::2] != [
         ("end", block) for _, block in found[::2]
     ]:
         raise BloodcellError(
-            f"The markers in {name} are not in order: give each of {', '.join(blocks)} one line "
+            f"The markers in {name} are not in order: give each of {', '.join(contents)} one line "
             "`<!-- begin ... -->` and below it one `<!-- end ... -->`."
         )
-    for block, content in blocks.items():
+    for block, content in contents.items():
         begin, end = f"<!-- begin {block} -->", f"<!-- end {block} -->"
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
@@ -148,7 +155,7 @@ def claims(study: Study) -> str:
 def network(study: Study) -> str:
     """The size of the main network, as it is built and as it ran."""
     parameters = built("deep_efficientnet")
-    told = f"{parameters:,} parameters, {4 * parameters / 1e6:.1f} MB in float32"
+    told = f"{parameters:,} parameters, {2 * parameters / 1e6:.1f} MB in half precision"
     if study.main("model"):
         pixels, macs = study.main("config", "pixels"), study.main("model", "macs") / 1e6
         told += f"; {macs:,.0f} million multiply-accumulates for a cell at {pixels} × {pixels} pixels"
@@ -180,11 +187,10 @@ def confidence(study: Study) -> str:
     )
 
 
-Block = Callable[[Study], str]
-DOCUMENTS: dict[str, dict[str, Block]] = {
-    "README.md": {"results": results, "claims": claims},
-    "MODEL_CARD.md": {"network": network, "evaluation": evaluation},
-}
+def performance(folder: Path) -> str:
+    """The tables of `bloodcell bench`, machine by machine."""
+    found = [bench.read(path) for path in sorted(folder.glob("bench-*.json"))]
+    return "\n\n".join(bench.markdown(results).strip() for results in found or [{}])
 
 
 def _paragraph(*told: str) -> str:

@@ -68,13 +68,12 @@ def test_git_holds_no_photograph_no_weights_and_no_clutter():
 
 
 def test_published_records_are_small():
-    sizes: dict[str, int] = {}
-    for name in tracked():
-        if name.startswith("report/results/"):
-            folder = name.rpartition("/")[0]
-            sizes[folder] = sizes.get(folder, 0) + (paths.ROOT / name).stat().st_size
-            assert name.endswith(("/record.json", "/validation.npz")), name
-    assert all(size < 100_000 for size in sizes.values()), max(sizes, key=sizes.get)
+    sizes = {name: (paths.ROOT / name).stat().st_size for name in tracked() if name.startswith("report/results/")}
+    records = {name.rpartition("/")[0] for name in sizes if name.endswith("/record.json")}
+    for folder in records:
+        files = {name: size for name, size in sizes.items() if name.startswith(f"{folder}/")}
+        assert {name.rpartition("/")[2] for name in files} <= {"record.json", "validation.npz"}
+        assert sum(files.values()) < 100_000, folder
     assert sum(sizes.values()) < 15_000_000
 
 

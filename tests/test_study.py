@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bloodcell_lib import paths, study, synthetic
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import EXPERIMENTS, Task
+from bloodcell_lib.experiments import EXPERIMENTS, STUDY, Task
 from bloodcell_lib.records import load_records
 from bloodcell_lib.study import InProcess, Processes, Progress, dask_executor, grid, run_all
 
@@ -117,12 +117,13 @@ def test_cross_validation_takes_one_seed_unless_more_are_asked_for():
     def runs(names, seeds):
         return [(task.experiment, task.seed) for task in grid(names, seeds, "cpu")]
 
-    every = runs(EXPERIMENTS, None)
     folds = [name for name, row in EXPERIMENTS.items() if row.group == "cv"]
-    assert len(folds) == 5 and [run for run in every if run[0] in folds] == [(name, 0) for name in folds]
-    rest = [name for name in EXPERIMENTS if name not in folds]
-    assert [run for run in every if run[0] in rest] == [(name, seed) for seed in (0, 1, 2) for name in rest]
+    assert len(folds) == 5 and {EXPERIMENTS[name].seeds for name in folds} == {1}
+    assert [run for run in runs(EXPERIMENTS, None) if run[0] in folds] == [(name, 0) for name in folds]
     assert len(runs(folds, (0, 2))) == 10
+    rest = [name for name, row in EXPERIMENTS.items() if not row.seeds]
+    assert set(STUDY) <= set(rest)
+    assert runs(rest, None) == [(name, seed) for seed in (0, 1, 2) for name in rest]
 
 
 def test_a_grid_refuses_what_it_does_not_know():
