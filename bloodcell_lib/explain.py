@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from bloodcell_lib import experiments, gradcam, sanity
+from bloodcell_lib import experiments, gradcam, sanity, synthetic
 from bloodcell_lib.analysis import Subject, logits, sample
-from bloodcell_lib.cells import TITLES
+from bloodcell_lib.cells import CELL_TYPES, TITLES
 from bloodcell_lib.evaluate import wilson
 from bloodcell_lib.models import Classifier
 from bloodcell_lib.painting import median_colour, wider
@@ -34,10 +35,11 @@ def analyse(subject: Subject) -> dict[str, Any]:
     demo = experiments.profile(subject.profile).disposable
     judges = subject.judges()
     count, steps = (DEMO_CURVES, DEMO_STEPS) if demo else (CURVES, STEPS)
-    where, order, forgotten = [], [], []
+    where, order, forgotten, shown = [], [], [], None
     seen, masks, part = None, None, None
     for k, (record, held_out) in enumerate(judges):
         network = subject.network(record)
+        shown = shown or show(network, record.info["config"]["pixels"], record.info["config"]["crop"])
         if held_out.names != seen:  # seeds share one set, folds have their own
             seen = held_out.names
             part = held_out.subset(sample(held_out.labels.numpy(), DEMO_IMAGES if demo else None))
@@ -58,7 +60,30 @@ def analyse(subject: Subject) -> dict[str, Any]:
             "images": sum(len(rows["between_images"]) for rows in forgotten),
             **{name: sanity.mean(values) for name, values in _joined(forgotten).items()},
         },
+        "drawn": shown,
     }
+
+
+def drawn(pixels: int, crop: int | None, seed: int = 0) -> Tensor:
+    """A drawn cell of each class, uint8 (8, 3, pixels, pixels), cut out as `data.load` does; a seed gives the same."""
+    images = []
+    for cell in CELL_TYPES:
+        picture = synthetic.draw(cell, np.random.default_rng((seed, cell.id)))
+        if crop is not None:
+            side = min(crop, *picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            picture = picture.crop((left, top, left + side, top + side))
+        picture = picture.resize((pixels, pixels), Image.Resampling.BILINEAR)
+        images.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    return torch.stack(images)
+
+
+def show(network: Classifier, pixels: int, crop: int | None) -> dict[str, Any]:
+    """The network's maps for the `drawn` cells, for a figure that shows no real one: said, classes (8,), and maps, not
+    scaled, (8, h, w)."""
+    images = drawn(pixels, crop)
+    said = logits(network, images).argmax(1)
+    return {"pixels": pixels, "crop": crop, "said": said, "maps": gradcam.coarse_maps(network, images, said)}
 
 
 def locate(coarse: Tensor, masks: Masks, seed: int = 0) -> dict[str, np.ndarray]:
