@@ -132,9 +132,10 @@ class Corruption:
     apply: Callable[[Tensor, float, Lot], Tensor]
 
 
-# Levels of noise, photons and quality are ImageNet-C's, its weakest noise halved. Of what training varies too
-# (brightness and contrast to 0.2, magnification to 0.1, rotation to 30 degrees, translation to 0.1 along each axis),
-# the first or the first two levels lie within its range and the others go on in like steps.
+# Photons and quality are those of ImageNet-C, the benchmark of Hendrycks and Dietterich; noise is one level weaker,
+# because a smear is photographed in good light. Of what training varies too (brightness and contrast to 0.2,
+# magnification to 0.1, rotation to 30 degrees, translation to 0.1 along each axis), the first or the first two levels
+# lie within its range, and the others go on in like steps.
 CORRUPTIONS = {
     row.name: row
     for row in (

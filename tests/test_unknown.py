@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import small_runs
 import torch
 from sklearn import metrics
 
-from bloodcell_lib import analysis, data, experiments, unknown
+from bloodcell_lib import analysis, cli, data, experiments, unknown
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 
 
@@ -33,6 +34,16 @@ def test_it_works_on_the_classes_that_are_there_and_says_which(result):
     assert result["left_out"]["platelet"]["runs"] == ["without_platelet/seed0"]
     assert list(result["main"]) == ["background", "blank", "noise", "artefacts"]
     assert result["main"]["blank"]["runs"] == ["main/seed0", "main/seed1"]
+
+
+def test_the_command_records_it(subject, result, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "load_images", lambda *a, **k: subject.cells)
+    monkeypatch.setattr(experiments, "image_folder", lambda *a, **k: None)
+    monkeypatch.setattr(analysis, "Subject", functools.partial(analysis.Subject, runs=subject.runs))
+    cli.app(["trust", "--only", "unknown", "--device", "cpu"], standalone_mode=False)
+    path = subject.runs / "demo" / "analyses" / "unknown.json"
+    assert str(path) in capsys.readouterr().out
+    assert analysis.load_analyses(path.parent.parent)["unknown"]["result"] == result  # the same numbers again
 
 
 def test_the_unknown_are_validation_images_of_the_class_left_out(subject, result):
