@@ -87,8 +87,8 @@ def unknown_scores(result: dict[str, Any]) -> Figure:
     gap = len(rows)
     rows += [(ODD_TITLES[name], found) for name, found in result["main"].items()]
     at = np.arange(len(rows)) + 0.5 * (np.arange(len(rows)) >= gap) * (gap > 0)
-    absent = f"; no network without: {', '.join(result['missing'])}" if 0 < len(result["missing"]) < len(TITLES) else ""
-    absent = absent if gap else "; no network was trained without a class"
+    few = ", ".join(result["missing"]) if len(result["missing"]) < 4 else f"{len(result['missing'])} of the classes"
+    absent = f"; no network without {few}" if result["missing"] else ""
     figure, (axes,) = canvas(0.75 + 0.24 * (at[-1] + 1), f"bars: 95 % bootstrap interval{absent}", ncols=2, sharey=True)
     for ax, measure, words in zip(axes, ("auroc", "fpr95"), ("AUROC (more is better)", "FPR95 (less is better)")):
         for k, name in enumerate(SCORES):

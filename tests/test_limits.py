@@ -85,14 +85,15 @@ def test_unknown_rows_are_those_that_are_there(tmp_path):
     figure = limits.unknown_scores(unknown("ig", "platelet"))
     shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert shown == ["Immature granulocyte", "Platelet", *limits.ODD_TITLES.values()]
-    assert "no network without: basophil" in words(figure)
+    assert "no network without 6 of the classes" in words(figure)
     for ax, value in zip(figure.axes, (0.8, 0.4)):
         marks = [line for line in ax.lines if line.get_marker() in "os^" and len(line.get_xdata()) == 6]
         assert len(marks) == 3 and all((np.array(line.get_xdata()) == value).all() for line in marks)
     saved(figure, tmp_path)
     everything = words(limits.unknown_scores(unknown(*NAMES)))
     assert "no network" not in everything and all(title in everything for title in TITLES)
-    assert "no network was trained without a class" in words(limits.unknown_scores(unknown()))
+    assert "no network without 8 of the classes" in words(limits.unknown_scores(unknown()))
+    assert "no network without basophil, ig" in words(limits.unknown_scores(unknown(*set(NAMES) - {"basophil", "ig"})))
 
 
 def test_a_site_is_set_beside_validation(tmp_path):
