@@ -8,6 +8,7 @@ axis (a rotation of the I-Q plane of YIQ) rather than in HSV, which is not linea
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ class Augment:
         if c.colours:
             x = recolour(x, brightness, contrast, saturation, hue)
         if c.blur:
-            x = blur(x, sigma)
+            x = blur(x, sigma, c.blur)
         return x
 
 
@@ -124,8 +125,7 @@ def recolour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
 
     x float (B, 3, H, W) in [0, 1] -> the same shape, clamped to [0, 1].
     """
-    grey = torch.tensor(GREY, device=x.device)
-    eye = torch.eye(3, device=x.device)
+    grey, eye = constants(x.device)[0][0], torch.eye(3, device=x.device)
     to_grey = grey.expand(3, 3)  # every output row is the luma
     mean = (x.mean((2, 3)) @ grey) * brightness  # (B,) mean luma once brightness is applied
     mix = saturation[:, None, None]
@@ -138,21 +138,28 @@ def recolour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
 
 def hue_matrix(turns: Tensor) -> Tensor:
     """Rotation of the chrominance plane of YIQ by `turns` of a full circle: (B,) -> (B, 3, 3) acting on RGB."""
-    to_yiq = torch.tensor(
-        [GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=turns.device, dtype=torch.float32
-    )
+    to_yiq, from_yiq = constants(turns.device)
     cos, sin = torch.cos(2 * math.pi * turns), torch.sin(2 * math.pi * turns)
     zero, one = torch.zeros_like(turns), torch.ones_like(turns)
     spin = torch.stack([one, zero, zero, zero, cos, sin, zero, -sin, cos], 1).view(-1, 3, 3)
-    return torch.linalg.inv(to_yiq) @ spin @ to_yiq
+    return from_yiq @ spin @ to_yiq
 
 
-def blur(x: Tensor, sigma: Tensor) -> Tensor:
+@functools.cache
+def constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """RGB to YIQ, whose first row is GREY, and its inverse, float32 (3, 3); copied once, since a copy from the host
+    and an inversion there both make the CPU wait for a GPU."""
+    to_yiq = torch.tensor([GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float32)
+    return to_yiq.to(device), torch.linalg.inv(to_yiq).to(device)
+
+
+def blur(x: Tensor, sigma: Tensor, largest: float | None = None) -> Tensor:
     """Gaussian blur with a sigma of its own for each image, (B,) in pixels; x float (B, C, H, W).
 
-    Separable, as one grouped convolution along each axis; edges mirror.
+    Separable, as one grouped convolution along each axis; edges mirror. largest: a bound on sigma, which spares the
+    CPU the wait for a GPU that looking for the maximum would be.
     """
-    radius = max(1, math.ceil(3 * float(sigma.max())))
+    radius = max(1, math.ceil(3 * (float(sigma.max()) if largest is None else largest)))
     radius = min(radius, min(x.shape[-2:]) - 1)  # a mirror reaches no further than the image
     at = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-(at**2) / (2 * sigma[:, None].clamp_min(1e-3) ** 2))
