@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bloodcell_lib import bench_loaders, data, machine, models
+from bloodcell_lib import bench_loaders, data, graphs, machine, models
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.timings import Comparison, Lane, Work, lanes, race
 from bloodcell_lib.trainer import PRECISIONS, TrainConfig, Trainer
@@ -33,6 +34,7 @@ class Switches:
     """What a training step can be given that leaves the recipe alone; the defaults are a plain PyTorch loop.
 
     keep_memory: `machine.keep_memory`. precision: as in TrainConfig. compiled: `torch.compile`.
+    graphed: `graphs.Graphs`, on CUDA.
     """
 
     channels_last: bool = False
@@ -40,9 +42,10 @@ class Switches:
     fused: bool = False
     precision: str = "float32"
     compiled: bool = False
+    graphed: bool = False
 
 
-def bare_step(network: str, switches: Switches, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+def bare_step(network: str, switches: Switches, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """Forward, loss, backward, clip and optimiser step of the main recipe, and nothing else, on a fresh network."""
     torch.manual_seed(0)
     # The trainer's settings for every contender, so that all run the same kernels.
@@ -52,13 +55,15 @@ def bare_step(network: str, switches: Switches, device: torch.device) -> Callabl
         machine.keep_memory()
     layout = torch.channels_last if switches.channels_last else torch.contiguous_format
     model = models.build(ModelConfig(network)).to(device, memory_format=layout).train()
-    optimiser = torch.optim.AdamW(model.parameters(), RECIPE.learning_rate, fused=switches.fused or None)
+    rate = torch.tensor(RECIPE.learning_rate, device=device) if switches.graphed else RECIPE.learning_rate
+    more = {"capturable": True} if switches.graphed else {}
+    optimiser = torch.optim.AdamW(model.parameters(), rate, fused=switches.fused or None, **more)
     dtype = PRECISIONS[switches.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     forward = torch.compile(model) if switches.compiled else model
 
-    def step(x: Tensor, y: Tensor) -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=not switches.graphed):
             loss = F.cross_entropy(forward(x.contiguous(memory_format=layout)), y, label_smoothing=0.1)
         scaler.scale(loss).backward()
         scaler.unscale_(optimiser)
@@ -66,8 +71,13 @@ def bare_step(network: str, switches: Switches, device: torch.device) -> Callabl
         scaler.step(optimiser)
         scaler.update()
         optimiser.zero_grad(set_to_none=True)
+        return loss.detach()
 
-    return step
+    def give_up() -> None:
+        raise BloodcellError("no CUDA graph could be recorded")
+
+    recorded = graphs.Graphs()
+    return (lambda x, y: recorded.run(step, x, y, give_up)) if switches.graphed else step
 
 
 def bare_work(network: str, pixels: int, steps: int, switches: Switches, device: str) -> Work:
@@ -132,7 +142,8 @@ def loop_work(network: str, pixels: int, steps: int, device: str, saves: bool = 
 def against_bare_step(network: str, pixels: int, steps: int, repetitions: int, device: str, say: Say) -> Comparison:
     """The trainer's epoch against as many bare steps of the same precision and layout."""
     precision = "float16" if device == "cuda" else "float32"
-    ours = Switches(True, True, True, precision)
+    eager = Switches(True, True, True, precision)
+    ours = replace(eager, graphed=graphs.wanted(torch.device(device)))
     threads = torch.get_num_threads()
     comparison = Comparison(
         f"{network}, {pixels} pixels, batch {RECIPE.batch_size}",
@@ -144,6 +155,8 @@ def against_bare_step(network: str, pixels: int, steps: int, repetitions: int, d
         "training": [Lane(device, threads, loop_work, network, pixels, steps, device)],
         "training and checkpoint": [Lane(device, threads, loop_work, network, pixels, steps, device, True)],
     }
+    if ours != eager:
+        contenders["bare step, no graph"] = [Lane(device, threads, bare_work, network, pixels, steps, eager, device)]
     with lanes(contenders):
         return race(comparison, contenders, repetitions, say)
 
@@ -223,6 +236,14 @@ def switch_rows(device: str, compiled: bool) -> Iterator[tuple[str, Switches, in
         yield "all of these, one thread", all_same, 1, 1, same
         if (os.cpu_count() or 1) > 1:
             yield "all of these, two processes of one thread", all_same, 1, 2, "two trainings side by side, summed"
+    if cuda:
+        yield (
+            "all of these, float16, graph",
+            replace(all_same, precision="float16", graphed=True),
+            0,
+            1,
+            "the trainer's",
+        )
     if compiled:
         yield "all of these, compiled", replace(all_same, compiled=True), 0, 1, "torch.compile; other rounding"
 

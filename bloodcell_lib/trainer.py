@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from bloodcell_lib import finer, models, paths
+from bloodcell_lib import finer, graphs, models, paths
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
@@ -175,9 +175,8 @@ class Trainer:
             self._restore()
         train = self._place(images)
         held_out = None if validation is None else self._place(validation)
-        self.allowed = None
         if self.model_config.finer:
-            self.allowed = finer.allowed(images.names, images.labels.tolist()).to(self.device)
+            train = train[0], finer.allowed(images.names, images.labels.tolist()).to(self.device)
         reset_peak_memory(self.device)
         bar = tqdm(
             total=self.config.epochs * len(images),
@@ -222,30 +221,72 @@ class Trainer:
         maker = torch.optim.AdamW if c.optimiser == "adamw" else torch.optim.Adam
         decay = c.weight_decay if c.optimiser == "adamw" else 0.0
         cuda = self.device.type == "cuda"
+        self.graphs = graphs.Graphs() if graphs.wanted(self.device) else None
         # Fused also on a CPU: 4 to 8 times as fast as one kernel an operation, dear for many small tensors.
         self.optimiser = maker(self.model.parameters(), c.learning_rate, (0.9, 0.999), weight_decay=decay, fused=True)
+        self._fit_optimiser()
         precision = c.precision or ("float16" if cuda else "float32")
         self.dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16" and cuda)
         self.augment = Augment(self.augment_config)
         self.generator = torch.Generator(self.device).manual_seed(c.seed)
 
+    def _fit_optimiser(self) -> None:
+        """Makes the optimiser fit for a graph, or unfit: a graph reads the rate from the device."""
+        for group in self.optimiser.param_groups:
+            rate = float(group["lr"])
+            group["capturable"] = self.graphs is not None
+            group["lr"] = rate if self.graphs is None else torch.tensor(rate, device=self.device)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            if self.graphs is None:
+                group["lr"] = rate
+            else:
+                group["lr"].fill_(rate)
+
+    def _recover(self) -> None:
+        """Forgets what a step that was cut off has left: gradients, and how far the scaler had got."""
+        self.optimiser.zero_grad(set_to_none=True)
+        state = self.scaler.state_dict()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
+        self.scaler.load_state_dict(state)
+
     def _place(self, cells: CellImages) -> tuple[Tensor, Tensor]:
         return cells.images.to(self.device), cells.labels.to(self.device)
 
-    def _loss(self, scores: Tensor, labels: Tensor, batch: Tensor) -> Tensor:
-        """The loss of the images at `batch`; scores are not added up yet."""
+    def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy of scores that are not added up yet; targets are labels, or the finer types that may be."""
         smoothing = self.config.label_smoothing
-        if self.allowed is None:
-            return F.cross_entropy(scores, labels, label_smoothing=smoothing)
-        return finer.loss(scores, self.allowed[batch], smoothing)
+        if self.model_config.finer:
+            return finer.loss(scores, targets, smoothing)
+        return F.cross_entropy(scores, targets, label_smoothing=smoothing)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        # No cache of weights: each is used once a step, and a graph must not read one from outside of it.
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False)
 
-    def _epoch(self, images: Tensor, labels: Tensor, bar: tqdm) -> dict[str, float]:
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on augmented images float (B, 3, H, W): loss and hits, each summed over the batch, float (2,)."""
+        c = self.config
+        with self._autocast():
+            scores = self.model(x.contiguous(memory_format=torch.channels_last), added=False)
+            loss = self._loss(scores, y)
+        self.scaler.scale(loss).backward()
+        if c.clip:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        # What an image may be is all of one class; as scores it adds up to that class, without a table on the device.
+        labels = self.model.add_up(100.0 * y).argmax(1) if self.model_config.finer else y
+        right = (self.model.add_up(scores.detach()).argmax(1) == labels).sum()
+        return torch.stack([loss.detach().float() * len(y), right])
+
+    def _epoch(self, images: Tensor, targets: Tensor, bar: tqdm) -> dict[str, float]:
         """One pass over all images in a fresh order; sums stay on the device until the end."""
-        c, n = self.config, len(labels)
+        c, n = self.config, len(targets)
         began = time.perf_counter()
         self.model.train()
         order = torch.randperm(n, generator=self.generator, device=self.device)
@@ -254,24 +295,12 @@ class Trainer:
         total = torch.zeros(2, device=self.device)  # loss and hits, summed over images
         for i, batch in enumerate(batches):
             rate = learning_rate(c, len(self.history) + i / len(batches))
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            x, y = self.augment(images[batch], self.generator), labels[batch]
-            with self._autocast():
-                scores = self.model(x.contiguous(memory_format=torch.channels_last), added=False)
-                loss = self._loss(scores, y, batch)
-            self.scaler.scale(loss).backward()
-            if c.clip:
-                self.scaler.unscale_(self.optimiser)
-                nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-            self.optimiser.zero_grad(set_to_none=True)
+            self._set_rate(rate)
+            x, y = self.augment(images[batch], self.generator), targets[batch]
+            total += self._step(x, y) if self.graphs is None else self.graphs.run(self._step, x, y, self._recover)
             if self.average is not None:
                 self.average.update_parameters(self.model)
-            hits = (self.model.add_up(scores.detach()).argmax(1) == y).sum()
-            total += torch.stack([loss.detach().float() * len(y), hits])
-            bar.update(len(y))
+            bar.update(len(batch))
         loss_sum, right = total.tolist()
         seconds = time.perf_counter() - began
         return {
@@ -345,6 +374,7 @@ class Trainer:
                 )
             for name, part in self._state().items():
                 part.load_state_dict(saved["state"][name])
+            self._fit_optimiser()  # the checkpoint may come from a run with a graph, or without
             self.history, self.seconds_before = saved["history"], saved["seconds"]
             self.generator.set_state(saved["random"]["own"])
             torch.set_rng_state(saved["random"]["cpu"])

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from bloodcell_lib import machine, models
+from bloodcell_lib import graphs, machine, models
+from bloodcell_lib import trainer as training
 from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -457,8 +458,101 @@ def test_a_gpu_learns_and_repeats_itself(precision, tmp_path):
     assert equal(one.weights, same.weights)
 
 
+def test_without_cuda_a_graph_gives_way_to_plain_steps(monkeypatch, capsys):
+    """What a GPU on which recording fails does, as far as a CPU can tell: same numbers, one sentence."""
+    if torch.cuda.is_available():
+        pytest.skip("a graph would be recorded")
+    # A graph's rate is a float32 tensor; the plain run gets the same number.
+    monkeypatch.setattr(training, "learning_rate", lambda *given: float(torch.tensor(learning_rate(*given))))
+    plain = trainer().fit(pictures(), pictures(16))
+    monkeypatch.setattr(graphs, "wanted", lambda device: True)
+    t = trainer()
+    graphed = t.fit(pictures(), pictures(16))
+    assert t.graphs.failed
+    assert isinstance(t.optimiser.param_groups[0]["lr"], torch.Tensor) and t.optimiser.param_groups[0]["capturable"]
+    assert capsys.readouterr().out.count("Training goes on without a CUDA graph") == 1
+    assert equal(graphed.weights, plain.weights)
+    assert without_times(graphed.history) == without_times(plain.history)
+
+
+def test_a_checkpoint_goes_on_with_a_graph_or_without(tmp_path, monkeypatch):
+    path, config = tmp_path / "run.pt", replace(QUICK, epochs=4)
+    whole = trainer(config).fit(pictures())
+    begun = trainer(config, checkpoint=path).epochs(pictures())
+    for asked in (False, True, False):
+        monkeypatch.setattr(graphs, "wanted", lambda device, asked=asked: asked)
+        begun = trainer(config, checkpoint=path).epochs(pictures())
+        next(begun)
+        begun.close()
+    run = trainer(config, checkpoint=path).fit(pictures())
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
+    for name, value in run.weights.items():
+        torch.testing.assert_close(value, whole.weights[name], atol=1e-5, rtol=1e-4)
+
+
+def test_graphs_are_for_cuda_and_can_be_switched_off(monkeypatch):
+    assert graphs.wanted(torch.device("cuda")) and not graphs.wanted(torch.device("cpu"))
+    monkeypatch.setenv("BLOODCELL_GRAPHS", "0")
+    assert not graphs.wanted(torch.device("cuda"))
+
+
 @cuda
-def test_a_gpu_resumes_with_its_scaler(tmp_path):
+@pytest.mark.parametrize("n", [64, 72])  # batches of one size, and of two
+def test_a_graph_trains_as_plain_steps_do(n, monkeypatch):
+    config = TrainConfig(epochs=8, batch_size=16)
+    t = trainer(config, augment=AugmentConfig(), device="cuda")
+    graphed = t.fit(pictures(n), pictures(32, seed=1))
+    assert not t.graphs.failed and len(t.graphs.recordings) == (1 if n == 64 else 2)
+    monkeypatch.setenv("BLOODCELL_GRAPHS", "0")
+    plain = trainer(config, augment=AugmentConfig(), device="cuda").fit(pictures(n), pictures(32, seed=1))
+    for a, b in zip(graphed.history, plain.history):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.05)
+
+
+@cuda
+def test_a_gpu_resumes_with_a_graph(tmp_path):
+    path, config = tmp_path / "run.pt", TrainConfig(epochs=6, batch_size=16)
+    begun = trainer(config, augment=AugmentConfig(), device="cuda", checkpoint=path).epochs(pictures(64))
+    for _ in range(3):
+        next(begun)
+    begun.close()
+    cut, whole = (
+        trainer(config, augment=AugmentConfig(), device="cuda", checkpoint=p).fit(pictures(64)) for p in (path, None)
+    )
+    assert equal(cut.weights, whole.weights)
+
+
+@cuda
+def test_an_epoch_never_waits_for_a_gpu(monkeypatch):
+    t = trainer(TrainConfig(epochs=3, batch_size=16), augment=AugmentConfig(blur=1.0), device="cuda")
+    begun = t.epochs(pictures(64))
+    next(begun)
+    next(begun)
+    waits, augment = [], t.augment
+
+    def watched(batch, generator):
+        torch.cuda.set_sync_debug_mode("error")
+        return augment(batch, generator)
+
+    t.augment = watched
+    tolist = torch.Tensor.tolist
+
+    def ended(self):
+        torch.cuda.set_sync_debug_mode("default")
+        waits.append(1)
+        return tolist(self)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", ended)
+    try:
+        next(begun)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert waits  # the sums, once at the end
+
+
+@cuda
+def test_a_gpu_resumes_with_its_scaler(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOODCELL_GRAPHS", "0")  # a replayed step calls no hook
     path, config = tmp_path / "run.pt", TrainConfig(epochs=4, batch_size=16, precision="float16")
     rows = []
 
