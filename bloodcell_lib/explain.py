@@ -133,7 +133,8 @@ def located(rows: dict[str, np.ndarray]) -> dict[str, Any]:
         values = warm.pop(name)
         low, high = wilson(values.sum(), len(values))
         result[name] = {"mean": values.mean(), "low": low, "high": high}
-    result |= {name: sanity.mean(values[~np.isnan(values)]) for name, values in warm.items()}
+    known = {name: values[~np.isnan(values)] for name, values in warm.items()}  # no nucleus, no share of it
+    result |= {name: sanity.mean(values) for name, values in known.items() if len(values)}
     result["inside_less_other"] = sanity.mean(warm["inside"] - warm["inside_other"])
     result["by_class"] = [
         {name: sanity.mean(warm[name][label == k]) for name in ("inside", "area")} if (label == k).any() else None

@@ -2,7 +2,8 @@
 
 A network that knows cells keeps its accuracy on the cell alone and falls to chance on the background alone; one that
 learnt a shortcut (Geirhos et al. 2020) does the reverse. Painting leaves edges and outlines that training never
-showed, so each question has a control: the same painting with the mask turned and moved off the cell.
+showed, so each question has a control: the same painting with the mask turned and moved off the cell. Shuffled pixels
+have none: no training image holds such noise, and what they cost is no sign by itself that the background was used.
 """
 
 from __future__ import annotations

@@ -73,6 +73,12 @@ def test_a_map_without_heat_and_an_image_without_a_cell_are_left_out(masks):
     assert cold == {"images": 4, "cold": 4}
 
 
+def test_images_in_which_no_cell_is_found_leave_no_numbers_of_one(masks):
+    nowhere = Masks(torch.zeros_like(masks.cell), torch.zeros_like(masks.nucleus))
+    found = explain.located(explain.locate(torch.ones(4, 8, 8), nowhere) | {"label": np.arange(4)})
+    assert found["inside"]["mean"] == found["area"]["mean"] == 0 and not {"nucleus", "ceiling"} & set(found)
+
+
 def test_each_image_gets_another():
     for n in (2, 3, 50):
         other = explain._derangement(n, 0)
