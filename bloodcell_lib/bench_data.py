@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bloodcell_lib import data, models, synthetic
+from bloodcell_lib import data, decode, models, synthetic
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.bench_train import MAIN, Say, random_cells
 from bloodcell_lib.cells import NAMES
@@ -182,11 +182,11 @@ def growth_work(stage: str, folder: Path, pixels: int, device: str) -> Work:
         model = models.build(ModelConfig(SMALL)).to(device, memory_format=torch.channels_last).eval()
 
         def decoded(file: ImageFile) -> np.ndarray:
-            return np.asarray(data.decode(file.path).resize((pixels, pixels), Image.Resampling.BILINEAR))
+            return decode.to_pixels(file.path, pixels)
 
         @torch.inference_mode()
         def work() -> int:
-            pictures = data.in_threads(decoded, files, os.cpu_count() or 1)
+            pictures = decode.in_threads(decoded, files, os.cpu_count() or 1)
             while batch := list(itertools.islice(pictures, 128)):
                 model(torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2) / 255).argmax(1).cpu()
             return len(files)

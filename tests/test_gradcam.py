@@ -76,4 +76,4 @@ def test_wrong_classes_are_told(images, classes):
 
 def test_an_unknown_network_is_told():
     with pytest.raises(BloodcellError, match="No feature map is known for a Linear"):
-        gradcam.parts(models.Classifier(nn.Linear(2, 2)))
+        gradcam.parts(models.Classifier(nn.Linear(2, 2), nn.Identity()))
