@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bloodcell_lib import data, decode, models, synthetic
+from bloodcell_lib import data, decode, export, models, predict, synthetic
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.bench_train import MAIN, Say, random_cells
 from bloodcell_lib.cells import NAMES
@@ -103,6 +103,20 @@ def forward_work(pixels: int, batch: int, images: int, channels_last: bool, prec
     return work
 
 
+def onnx_work(pixels: int, batch: int, images: int, folded: bool, threads: int) -> Work:
+    """The same network behind ONNX Runtime, as `predict` has it; `folded` False exports it as it is trained."""
+    model = models.build(ModelConfig(MAIN)).eval()
+    runtime = predict.session(export.to_onnx(export.fold(model) if folded else model, pixels), threads)
+    x = np.random.default_rng(0).integers(0, 256, (batch, pixels, pixels, 3), dtype=np.uint8)
+
+    def work() -> int:
+        for _ in range(max(1, images // batch)):
+            predict.softmax(runtime.run(["logits"], {"images": x})[0])
+        return batch * max(1, images // batch)
+
+    return work
+
+
 def predicting(pixels: int, images: int, repetitions: int, device: str, say: Say) -> Comparison:
     """The main network's forward pass, one image at a time and in batches."""
     rows = {
@@ -117,6 +131,14 @@ def predicting(pixels: int, images: int, repetitions: int, device: str, say: Say
         name: [Lane(device, threads, forward_work, pixels, batch, images, last, precision, device)]
         for name, (batch, last, precision) in rows.items()
     }
+    if device == "cpu" and not export.missing_packages():
+        onnx = {
+            "one at a time, ONNX Runtime, plain export": (1, False, threads),
+            "one at a time, ONNX Runtime": (1, True, threads),
+            f"{predict.BATCH} at a time, ONNX Runtime": (predict.BATCH, True, threads),
+        }
+        for name, (batch, folded, own) in onnx.items():
+            contenders[name] = [Lane(device, threads, onnx_work, pixels, batch, images, folded, own)]
     with lanes(contenders):
         return race(Comparison(f"{MAIN}, {pixels} pixels", next(iter(rows))), contenders, repetitions, say)
 

@@ -84,10 +84,14 @@ def export(run: Path, folder: Path | None = None) -> list[Path]:
     return [folder / name for name in (*contents, f"{NAME}.json")]
 
 
+def missing_packages() -> list[str]:
+    """The packages that the export alone needs and that are not installed."""
+    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
 def check_packages() -> None:
-    """Raises BloodcellError without the packages that the export alone needs."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
+    """Raises BloodcellError where `missing_packages` are."""
+    if missing := missing_packages():
         raise BloodcellError(f"The export needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
 
 

@@ -62,11 +62,7 @@ class Network:
         self.record, onnx = load_set(folder or paths.WEIGHTS)
         self.pixels: int = self.record["config"]["pixels"]
         self.crop: int | None = self.record["config"]["crop"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3  # errors alone: what it warns of is the machine
-        self.session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        self.session = session(onnx, threads)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, pixels, pixels, 3), RGB -> float32 (N, 8)."""
@@ -77,6 +73,15 @@ class Network:
         if not tta:
             return softmax(self.logits(images))
         return np.mean([softmax(self.logits(turned)) for turned in symmetries(images)], axis=0)
+
+
+def session(onnx: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """An ONNX file ready to run on the CPU, with every rewriting of the graph that the runtime knows."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors alone: what it warns of is the machine
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 
 def usable_cores() -> int:
