@@ -49,8 +49,8 @@ BUDGETS = {
     # Two cores do all of it in about six minutes.
     "cpu": Budget(
         repetitions=3,
-        networks=((MAIN, 96, 8), *((name, 224, 2) for name in NETWORKS)),
-        pipelines=((96, 256), (224, 96)),
+        networks=((MAIN, 96, 4), *((name, 224, 2) for name in NETWORKS)),
+        pipelines=((96, 160), (224, 64)),
         switches=((96, 4),),
         compiled=True,
         loading=(224, 400),
@@ -111,7 +111,9 @@ def load(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
 
 def growth(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
     """What more images cost."""
-    return {"Growth": bench_data.growth(budget.sizes, budget.growth_pixels, device, say)}
+    return {
+        f"Growth, {budget.growth_pixels} pixels": bench_data.growth(budget.sizes, budget.growth_pixels, device, say)
+    }
 
 
 PARTS: dict[str, Part] = {"train": train, "predict": predict, "load": load, "growth": growth}
@@ -158,22 +160,25 @@ def say(line: str) -> None:
 # The file
 
 
-def run(parts: list[str], budget: Budget, device: str, say: Say, results: dict[str, Any]) -> dict[str, Any]:
-    """Measures `parts` and returns `results` with them put in; each part keeps its own machine, commit and time."""
-    made = {}
-    for name in parts:
-        began, commit = experiments.now(), machine.commit()
-        groups = PARTS[name](budget, device, say)
-        made[name] = {
-            "machine": describe(device),
-            "commit": commit,
-            "started": began,
-            "ended": experiments.now(),
-            "budget": asdict(budget),
-            "groups": {title: [table.to_json() for table in tables] for title, tables in groups.items()},
-        }
-    together = results.get("parts", {}) | made
-    return {"format": FORMAT, "parts": {name: together[name] for name in PARTS if name in together}}
+def run(part: str, budget: Budget, device: str, say: Say) -> dict[str, Any]:
+    """Measures one part; the results hold its machine, commit and time."""
+    began, commit = experiments.now(), machine.commit()
+    groups = PARTS[part](budget, device, say)
+    made = {
+        "machine": describe(device),
+        "commit": commit,
+        "started": began,
+        "ended": experiments.now(),
+        "budget": asdict(budget),
+        "groups": {title: [table.to_json() for table in tables] for title, tables in groups.items()},
+    }
+    return {"format": FORMAT, "parts": {part: made}}
+
+
+def together(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The parts of both, those measured anew in place of the old."""
+    parts = before.get("parts", {}) | new["parts"]
+    return {"format": FORMAT, "parts": {name: parts[name] for name in PARTS if name in parts}}
 
 
 def describe(device: str) -> dict[str, Any]:

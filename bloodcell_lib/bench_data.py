@@ -234,6 +234,6 @@ def growth(sizes: tuple[int, ...], pixels: int, device: str, say: Say) -> list[C
                 for name, folder in folders.items()
             }
             with lanes(contenders):
-                table = Comparison(f"{stage}: {what}, {pixels} pixels", next(iter(folders)))
+                table = Comparison(f"{stage}: {what}", next(iter(folders)))
                 done.append(race(table, contenders, 1, say, warm_up=False))
     return done

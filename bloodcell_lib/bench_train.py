@@ -148,13 +148,15 @@ def against_bare_step(network: str, pixels: int, steps: int, repetitions: int, d
     comparison = Comparison(
         f"{network}, {pixels} pixels, batch {RECIPE.batch_size}",
         "bare step",
-        notes={"training and checkpoint": f"one checkpoint every {steps} steps"},
     )
     contenders = {
         "bare step": [Lane(device, threads, bare_work, network, pixels, steps, ours, device)],
         "training": [Lane(device, threads, loop_work, network, pixels, steps, device)],
-        "training and checkpoint": [Lane(device, threads, loop_work, network, pixels, steps, device, True)],
     }
+    if network == MAIN:
+        name = "training and checkpoint"
+        contenders[name] = [Lane(device, threads, loop_work, network, pixels, steps, device, True)]
+        comparison.notes[name] = f"one checkpoint every {steps} steps"
     if ours != eager:
         contenders["bare step, no graph"] = [Lane(device, threads, bare_work, network, pixels, steps, eager, device)]
     with lanes(contenders):

@@ -411,11 +411,14 @@ def bench(
     where = speed.device_name(device)
     budget = speed.budget("quick" if quick else where, repetitions, sizes)
     target = speed.file(paths.RESULTS if publish else paths.RUNS, where)
-    before = {} if quick else speed.read(target)
-    results = speed.run([part] if part else list(speed.PARTS), budget, where, speed.say, before)
-    print(speed.markdown(results))
+    results = {} if quick else speed.read(target)
+    for name in [part] if part else speed.PARTS:
+        new = speed.run(name, budget, where, speed.say)
+        print(speed.markdown(new), flush=True)
+        if not quick:  # part by part, so that one that is cut off costs no other
+            results = speed.together(results, new)
+            speed.write(target, results)
     if not quick:
-        speed.write(target, results)
         print(target)
 
 

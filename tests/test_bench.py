@@ -208,14 +208,14 @@ def test_the_command_writes_its_part_and_keeps_the_others(tmp_path):
     assert bloodcell("growth", "--sizes", "40", "--device", "cpu", runs=tmp_path).returncode == 0
     both = json.loads(path.read_text())["parts"]
     assert list(both) == ["load", "growth"] and both["load"]["commit"] == "of another day"
-    assert both["growth"] != first and len(both["growth"]["groups"]["Growth"][0]["rates"]) == 1
+    assert both["growth"] != first and len(both["growth"]["groups"]["Growth, 64 pixels"][0]["rates"]) == 1
 
 
 def test_a_quick_bench_tries_everything_and_keeps_nothing(tmp_path):
     done = bloodcell("--quick", "--device", "cpu", "--repetitions", "1", runs=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
-    for title in ("Training loop", "Input pipelines", "Switches", "Prediction", "Loading", "Growth"):
+    for title in ("Training loop", "Input pipelines", "Switches", "Prediction", "Loading", "Growth, 32 pixels"):
         assert f"**{title}**" in done.stdout
     left_out = [line for line in done.stdout.splitlines() if "left out" in line]
     assert all("timm is not installed" in line for line in left_out)
@@ -251,7 +251,7 @@ def test_a_damaged_file_of_results_is_refused_before_anything_is_measured(tmp_pa
 
 def test_markdown_tells_of_every_contender_and_of_none():
     assert "No speed is recorded" in bench.markdown({})
-    results = bench.run(["predict"], TINY, "cpu", QUIET, {})
+    results = bench.run("predict", TINY, "cpu", QUIET)
     text = bench.markdown(results)
     assert "**Prediction**" in text and "| one at a time | " in text and "| 1 |" in text
     assert bench.table(results["parts"]["predict"]["groups"]["Prediction"][0])[0].startswith("| deep_efficientnet, 32")
