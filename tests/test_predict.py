@@ -19,7 +19,7 @@ import torch
 from odd_images import BAD
 from PIL import Image
 
-from bloodcell_lib import decode, export, predict
+from bloodcell_lib import decode, export, paths, predict
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.predict import BATCH, Network, Prediction
@@ -310,3 +310,33 @@ def test_probabilities_of_huge_logits_are_numbers() -> None:
     found = predict.softmax(np.array([[1e4, 0, 0, 0, 0, 0, 0, -1e4], [0.0] * 8], np.float32))
     np.testing.assert_allclose(found, [[1, 0, 0, 0, 0, 0, 0, 0], [1 / 8] * 8])
     assert Prediction("a.jpg", found[0]).label == 0
+
+
+# What is published.
+
+
+def test_each_test_image_of_the_course_has_one_published_label():
+    labels = json.loads((paths.ROOT / "data" / "prediction_labels.json").read_text())
+    with paths.MANIFEST.open(newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file) if row["part"] == "test"]
+    assert list(labels) == sorted(names, key=predict.natural) and len(names) == 1000
+    assert set(labels.values()) == set(range(8))
+
+
+def test_the_published_weights_are_those_of_a_published_run():
+    record, _ = predict.load_set(paths.ROOT / "bloodcell_lib" / "weights")
+    run = paths.RESULTS / record["profile"] / "final" / f"seed{record['seed']}" / "record.json"
+    assert {**json.loads(run.read_text()), "weights": record["weights"]} == record
+    assert record["data"]["course"] and record["data"]["train"] == 3200
+
+
+@pytest.mark.skipif(not os.environ.get("BLOODCELL_DATA"), reason="BLOODCELL_DATA names no folder")
+def test_the_published_labels_are_what_the_published_weights_say(tmp_path):
+    out = tmp_path / "labels.json"
+    command = [sys.executable, "-m", "bloodcell_lib.cli", "predict", f"{os.environ['BLOODCELL_DATA']}/test"]
+    environment = {key: value for key, value in os.environ.items() if key != "BLOODCELL_WEIGHTS"}
+    subprocess.run([*command, "--out", str(out)], check=True, env=environment)
+    found, published = (json.loads(path.read_text()) for path in (out, paths.ROOT / "data" / "prediction_labels.json"))
+    assert list(found) == list(published)
+    # Another processor may round otherwise, and a cell on the border between two classes fall to the other side.
+    assert sum(found[name] != label for name, label in published.items()) <= 2
