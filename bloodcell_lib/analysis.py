@@ -112,6 +112,22 @@ def logits(network: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     return torch.cat([network(as_input(x, device)).float().cpu() for x in images.split(batch_size)])
 
 
+@torch.no_grad()
+def features(network: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
+    """What the last linear layer is given, float32 (n, width) on the CPU, for images as `logits` takes them.
+
+    width: 80 of the main network, 112 of EfficientNetLite, 512 of ResNet-18 and SimpleCNN.
+    """
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
+    try:
+        logits(network, images, batch_size)
+    finally:
+        handle.remove()
+    return torch.cat(seen)
+
+
 def as_input(images: Tensor, device: torch.device | str) -> Tensor:
     """uint8 -> float in [0, 1], on the device, channels last; floats only move."""
     x = images.to(device)

@@ -250,7 +250,7 @@ def _external(chosen, folder, mapping, crop, device, skip_bad, published) -> Non
 
 
 # What `trust` does, in order: the modules with an `analyse(subject)`.
-ANALYSES = ("trust", "explain", "shortcuts", "robustness", "unknown")
+ANALYSES = ("trust", "labels", "mistakes", "explain", "shortcuts", "robustness", "unknown")
 
 
 @app.command()
