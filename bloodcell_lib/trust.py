@@ -14,6 +14,7 @@ from bloodcell_lib.evaluate import wilson
 
 LEVELS = (0.95, 0.99)  # of the prediction sets
 WANTED = (0.99, 0.995)  # accuracy on the cells that are not left to a human
+HISTOGRAM = 20  # bins from 0 to 1
 PARTS = 5  # that a single validation set is cut into, where there are no folds
 
 
@@ -66,6 +67,7 @@ def judged(labels: np.ndarray, given: np.ndarray, parts: np.ndarray) -> dict[str
         both[name] = calibration.scores(labels, p) | {
             "ece_mass_interval": calibration.interval(calibration.ece, labels, p),
             "bins": calibration.bins(labels, p).to_dict("list"),
+            "histogram": np.histogram(p.max(1), HISTOGRAM, (0, 1))[0],  # images by confidence, equally wide bins
         }
     sets = {str(level): calibration.prediction_sets(labels, after, parts, level) for level in LEVELS}
     return both | {
