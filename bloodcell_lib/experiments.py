@@ -275,7 +275,8 @@ def suspected(task: Task, cells: CellImages) -> np.ndarray:
         pair = replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}")
         if not pair.folder.exists():
             raise BloodcellError(
-                f"{task.name} needs {pair.folder}: make it with `bloodcell study --experiments cv_pair` first."
+                f"{task.name} needs {pair.folder}: make it with "
+                f"`bloodcell study --experiments cv_pair --profile {task.profile.split('/')[0]}` first."
             )
         record = load_record(pair.folder)
         run, held_out = record.validation(), np.sort(np.concatenate([folds[j][1], folds[k][1]]))
