@@ -46,9 +46,9 @@ def run(
     skip_bad: SkipBad = False,
 ) -> None:
     """Run the notebooks end to end and say where everything lies."""
-    from bloodcell_lib import experiments, notebooks, paths
+    from bloodcell_lib import experiments, notebooks, paths, plans
 
-    home = paths.RUNS / experiments.profile(profile).name
+    home = paths.RUNS / plans.profile(profile).name
     chosen = notebooks.choose(only.split(",") if only else None)
     given = notebooks.parse_settings(settings) | ({"skip_bad": True} if skip_bad else {})
     folder = experiments.image_folder(data, profile)
@@ -88,14 +88,14 @@ def _summary(home: Path) -> None:
 
 def _demo_report(home: Path, profile: str) -> None:
     """Builds this run's own report beside its records, or says what is missing; neither is a failure of the run."""
-    from bloodcell_lib import experiments, paths, records
+    from bloodcell_lib import paths, plans, records
     from bloodcell_lib import report as reports
 
     missing = reports.missing_packages()
     if missing:
         print(f"report:    not built, LaTeX is not complete; on Debian: apt-get install {' '.join(missing)}")
         return
-    study = experiments.profile(profile).study or profile
+    study = plans.profile(profile).study or profile
     stamp = records.stamp(records.load_records(paths.RUNS / study))
     out = reports.build(paths.RUNS, home / "report", home / "report" / "report.pdf", home / "figures", stamp, study)
     print(f"report:    {out}")
@@ -173,7 +173,7 @@ def study(
 
 
 def _names(text: str) -> list[str]:
-    from bloodcell_lib.experiments import EXPERIMENTS, GROUPS, STUDY
+    from bloodcell_lib.plans import EXPERIMENTS, GROUPS, STUDY
 
     groups = {"study": list(STUDY), "all": list(EXPERIMENTS)}
     groups |= {group: [row.name for row in EXPERIMENTS.values() if row.group == group] for group in GROUPS}
@@ -215,11 +215,11 @@ def evaluate(
     With --external, this machine's networks score another site's images, and the result is recorded.
     """
     from bloodcell_lib import evaluate as metrics
-    from bloodcell_lib import experiments, paths
+    from bloodcell_lib import paths, plans
     from bloodcell_lib.records import load_records
 
-    experiments.experiment(experiment.split("+")[0])  # after a plus comes what was changed
-    folder = (paths.RESULTS if published else paths.RUNS) / experiments.profile(profile).name
+    plans.experiment(experiment.split("+")[0])  # after a plus comes what was changed
+    folder = (paths.RESULTS if published else paths.RUNS) / plans.profile(profile).name
     chosen = [record for record in load_records(folder) if record.experiment == experiment]
     if not chosen:
         raise BloodcellError(f"No record of {experiment} in {folder}: make one with `bloodcell train {experiment}`.")
@@ -267,7 +267,7 @@ def trust(
 
     import torch
 
-    from bloodcell_lib import analysis, experiments
+    from bloodcell_lib import analysis, experiments, plans
 
     chosen = [name.strip() for name in only.split(",") if name.strip()] or list(ANALYSES)
     for name in chosen:
@@ -276,7 +276,7 @@ def trust(
     _check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
-    subject = analysis.Subject(experiments.profile(profile).name, cells, experiment, device)
+    subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device)
     for name in chosen:
         run = importlib.import_module(f"bloodcell_lib.{name}").analyse
         print(f"{name:<12} {analysis.record_analysis(name, subject, run)}", flush=True)
@@ -288,12 +288,12 @@ def figures(
     data: Data = None,
 ) -> None:
     """Draw every figure that the records allow, as PDF and PNG."""
-    from bloodcell_lib import experiments, paths, records
+    from bloodcell_lib import experiments, paths, plans, records
     from bloodcell_lib import figures as draw
     from bloodcell_lib.shelf import published_profile
 
     if profile:
-        budget = experiments.profile(profile)
+        budget = plans.profile(profile)
         home, target = paths.RUNS / budget.name, paths.RUNS / budget.name / "figures"
         rows = records.load_records(home)
         if not rows:
@@ -332,13 +332,13 @@ def publish(
     ] = False,
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
-    from bloodcell_lib import experiments, records
+    from bloodcell_lib import experiments, plans, records
 
-    budget = experiments.profile(profile)
+    budget = plans.profile(profile)
     if budget.disposable:
         raise BloodcellError("The demo gives no results: publish cpu or full.")
     if weights:
-        from bloodcell_lib import export
+        from bloodcell_lib import export, plans
 
         run = experiments.Task("final", 0, budget.name).folder
         if not run.exists():

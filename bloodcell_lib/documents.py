@@ -15,8 +15,8 @@ import numpy as np
 
 from bloodcell_lib import bench, calibration, evaluate, paths, sentences, tables
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import PROFILES
 from bloodcell_lib.numbers import Study, built, without_source
+from bloodcell_lib.plans import PROFILES
 from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bloodcell_lib import experiments, gradcam, sanity, synthetic
+from bloodcell_lib import gradcam, plans, sanity, synthetic
 from bloodcell_lib.analysis import Subject, logits, sample
 from bloodcell_lib.cells import CELL_TYPES, TITLES
 from bloodcell_lib.evaluate import wilson
@@ -32,7 +32,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     location: of all images (a demo: some), by every network that judges them. curves and randomisation: of `curves`
     images, shared out among the networks, so that more networks cost no more.
     """
-    demo = experiments.profile(subject.profile).disposable
+    demo = plans.profile(subject.profile).disposable
     judges = subject.judges()
     count, steps = (DEMO_CURVES, DEMO_STEPS) if demo else (CURVES, STEPS)
     where, order, forgotten, shown = [], [], [], None

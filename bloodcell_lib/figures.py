@@ -19,9 +19,9 @@ from bloodcell_lib.compare import study_table
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.diagram import draw_network
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import PROFILES
 from bloodcell_lib.gallery import class_distribution, manifest_cells, sample_sheet, synthetic_cells
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.plans import PROFILES
 from bloodcell_lib.records import Record
 from bloodcell_lib.reference import CLAIMS
 from bloodcell_lib.style import FOOT, GREY, INK, WIDTH, Page, canvas, save, styled

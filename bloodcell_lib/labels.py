@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bloodcell_lib import experiments, noise
+from bloodcell_lib import noise, plans
 from bloodcell_lib.analysis import Subject
 from bloodcell_lib.cells import TITLES, finer_type
 from bloodcell_lib.compare import difference
@@ -32,7 +32,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     names = [name for _, held_out in folds for name in held_out.names]
     found = noise.suspects(labels, probabilities)
     shares = noise.joint(labels, probabilities)
-    resamples = FEWER if experiments.profile(subject.profile).disposable else RESAMPLES
+    resamples = FEWER if plans.profile(subject.profile).disposable else RESAMPLES
     low, high = wrong_interval(labels, probabilities, resamples)
     return {
         "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in folds],

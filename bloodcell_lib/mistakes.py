@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
 
-from bloodcell_lib import experiments
+from bloodcell_lib import plans
 from bloodcell_lib.analysis import Subject, features
 from bloodcell_lib.cells import TITLES, finer_type
 from bloodcell_lib.compare import difference
@@ -31,7 +31,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     names = [name for _, held_out in folds for name in held_out.names]
     record = subject.records[0]
     held_out = subject.held_out(record)
-    most = FEWER if experiments.profile(subject.profile).disposable else MAPPED
+    most = FEWER if plans.profile(subject.profile).disposable else MAPPED
     return {
         "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in folds],
         "images": len(labels),

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bloodcell_lib import evaluate, experiments, models, paths
+from bloodcell_lib import evaluate, models, paths, plans
 from bloodcell_lib.compare import claims_table, study_table
-from bloodcell_lib.experiments import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record
 from bloodcell_lib.reference import CLAIMS
 
@@ -100,7 +100,7 @@ class Study:
     @property
     def budget(self) -> Profile:
         """The profile's own settings, which say what is planned where nothing is recorded."""
-        return experiments.profile(self.profile)
+        return plans.profile(self.profile)
 
     def runs(self, name: str) -> list[Record]:
         """The records of one experiment."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bloodcell_lib import experiments
+from bloodcell_lib import plans
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 from bloodcell_lib.data import CellImages
@@ -25,7 +25,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     `DEMO_IMAGES` images and `DEMO_SEVERITIES`.
     """
     held_out, severities = subject.held_out(subject.records[0]), SEVERITIES
-    if experiments.profile(subject.profile).disposable:
+    if plans.profile(subject.profile).disposable:
         held_out, severities = spread(held_out, DEMO_IMAGES), DEMO_SEVERITIES
     right = hits(subject, held_out, severities)
     baseline = next((name for name in BASELINES if name in right), None)

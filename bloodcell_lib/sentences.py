@@ -13,8 +13,8 @@ import numpy as np
 from bloodcell_lib import evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
-from bloodcell_lib.experiments import EXTRA, STUDY
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study, count, escape, number, signed
+from bloodcell_lib.plans import EXTRA, STUDY
 from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bloodcell_lib import experiments, paths
+from bloodcell_lib import experiments, paths, plans
 from bloodcell_lib.data import SYNTHETIC, CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.records import Record, load_records
@@ -69,9 +69,9 @@ def find(results: str, profile: str) -> Shelf:
     A folder is given as it is, or from the repository's root. Raises BloodcellError if nothing is published, or if
     the folder holds no records; this machine's may be yet to come.
     """
-    home = home_of(results, experiments.profile(profile).name)
+    home = home_of(results, plans.profile(profile).name)
     if results == OWN:
-        study = experiments.profile(profile).study or profile
+        study = plans.profile(profile).study or profile
         return Shelf(home, paths.RUNS / study, study, home, own=True)
     if results == PUBLISHED:
         folder = paths.RESULTS / published_profile(paths.RESULTS)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bloodcell_lib import compare, experiments, segment
+from bloodcell_lib import compare, plans, segment
 from bloodcell_lib.analysis import Subject, logits, sample
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.data import CellImages
@@ -62,7 +62,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     validation images by every seed; of a demo's some.
     """
     judges = subject.judges()
-    limit = DEMO_IMAGES if experiments.profile(subject.profile).disposable else None
+    limit = DEMO_IMAGES if plans.profile(subject.profile).disposable else None
     said: dict[str, dict[int, list[pd.Series]]] = {name: {} for name in (*CONDITIONS, "donors")}
     seen, shown, areas, held = None, None, [], []
     for record, held_out in judges:

@@ -28,7 +28,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from bloodcell_lib import experiments
+from bloodcell_lib import experiments, plans
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import Task
@@ -52,8 +52,8 @@ def grid(names: Iterable[str], seeds: Iterable[int] | None, profile: str, **sett
     seeds: None takes the profile's, and of them no more than the experiment's row says. Raises BloodcellError for an
     unknown experiment or profile, before anything runs.
     """
-    rows = [experiments.experiment(name) for name in dict.fromkeys(names)]
-    budget = experiments.profile(profile)
+    rows = [plans.experiment(name) for name in dict.fromkeys(names)]
+    budget = plans.profile(profile)
     wanted = dict.fromkeys(budget.seeds if seeds is None else seeds)
     most = {row.name: row.seeds if seeds is None and row.seeds else len(wanted) for row in rows}
     return [

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import evaluate
-from bloodcell_lib.experiments import STUDY
 from bloodcell_lib.numbers import DASH, Study, count, escape, number, plain, signed, without_source
+from bloodcell_lib.plans import STUDY
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
 # What the recipe's fields are called; (part of the configuration, field, words).

@@ -17,7 +17,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
-from bloodcell_lib import data, experiments, oddities
+from bloodcell_lib import data, experiments, oddities, plans
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
@@ -39,12 +39,12 @@ def analyse(subject: Subject) -> dict[str, Any]:
     networks against each set of `oddities`. train: training images that the Mahalanobis distance is fitted on. A demo
     is bounded to `DEMO_TRAIN` and `DEMO_IMAGES`.
     """
-    disposable = experiments.profile(subject.profile).disposable
+    disposable = plans.profile(subject.profile).disposable
     most = (DEMO_TRAIN, DEMO_IMAGES) if disposable else (len(subject.cells), len(subject.cells))
     held_out = data.split(subject.cells)[1]
     left_out, missing = {}, []
     for name in NAMES:
-        records = subject.of(experiments.WITHOUT + name)
+        records = subject.of(plans.WITHOUT + name)
         if not records:
             missing.append(name)
             continue

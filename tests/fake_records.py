@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bloodcell_lib.cells import CELL_TYPES
-from bloodcell_lib.experiments import EXPERIMENTS, STUDY
+from bloodcell_lib.plans import EXPERIMENTS, STUDY
 
 # Final validation accuracy that each experiment is drawn around, parameters and multiply-accumulates at 112 pixels.
 ACCURACY = {

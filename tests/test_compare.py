@@ -11,8 +11,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from bloodcell_lib import compare, models
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.evaluate import by_image, wilson
-from bloodcell_lib.experiments import EXPERIMENTS
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.records import Record, load_records
 from bloodcell_lib.reference import CLAIMS
 

@@ -16,8 +16,8 @@ from fake_records import write_records
 from bloodcell_lib import documents, paths, report, sentences, tables
 from bloodcell_lib.documents import DOCUMENTS, NOTHING, filled, markdown, update
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import EXPERIMENTS
 from bloodcell_lib.numbers import Study
+from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.records import load_records
 from bloodcell_lib.reference import CLAIMS
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from bloodcell_lib import notebooks, paths
-from bloodcell_lib.experiments import STUDY
+from bloodcell_lib.plans import STUDY
 
 NAMES = tuple(path.stem for path in notebooks.available().values())
 STAMP_COLOUR = (0x99, 0x33, 0x22)

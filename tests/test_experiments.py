@@ -15,12 +15,13 @@ import torch
 from fake_records import write_records
 from safetensors.torch import load_file
 
-from bloodcell_lib import experiments, models, paths, records, synthetic
+from bloodcell_lib import experiments, models, paths, plans, records, synthetic
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import EXPERIMENTS, STUDY, Task
+from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.plans import EXPERIMENTS, STUDY
 from bloodcell_lib.records import Record, in_half, load_record, load_records
 from bloodcell_lib.trainer import Trainer
 
@@ -114,7 +115,7 @@ def test_each_row_builds_and_trains_a_step(name, cells):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_plan_has_the_profiles_epochs_and_its_seed(name):
-    for profile, budget in experiments.PROFILES.items():
+    for profile, budget in plans.PROFILES.items():
         plan = Task(name, 7, profile).plan()
         assert plan.train.seed == 7
         assert plan.train.epochs == min(budget.epochs, EXPERIMENTS[name].epochs or budget.epochs)
@@ -153,7 +154,7 @@ def test_a_class_that_is_left_out_is_on_neither_side(cells, name):
 
 def test_a_profile_bounds_the_images_of_a_class(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setitem(experiments.PROFILES, "few", replace(experiments.PROFILES[PROFILE], name="few", per_class=2))
+    monkeypatch.setitem(plans.PROFILES, "few", replace(plans.PROFILES[PROFILE], name="few", per_class=2))
     few = experiments.load_images("few", folder, progress=False)
     assert sorted(few.labels.tolist()) == sorted([*range(8)] * 2)
     assert few.fingerprint == experiments.load_images("few", folder, progress=False).fingerprint
@@ -193,7 +194,7 @@ def test_a_record_says_everything(made, cells):
     info = strict((task.folder / "record.json").read_text(encoding="utf-8"))
     assert record.info == info == load_record(task.folder).info
     assert (record.experiment, record.seed, record.profile) == ("main+epochs=2", 3, PROFILE)
-    plan, budget = task.plan(), experiments.profile(PROFILE)
+    plan, budget = task.plan(), plans.profile(PROFILE)
     config = {"model": asdict(plan.model), "train": asdict(plan.train), "augment": asdict(plan.augment)}
     config |= {"pixels": budget.pixels, "crop": budget.crop, "per_class": budget.per_class, "part": "split"}
     assert info["config"] == json.loads(json.dumps(config))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bloodcell_lib import analysis, cli, experiments, explain, paths, records, synthetic
-from bloodcell_lib.experiments import Profile, Task
+from bloodcell_lib import analysis, cli, experiments, explain, paths, plans, records, synthetic
+from bloodcell_lib.experiments import Task
+from bloodcell_lib.plans import Profile
 from bloodcell_lib.segment import Masks
 
 
@@ -19,7 +20,7 @@ def runs(tmp_path_factory):
     folder = synthetic.write(home / "images", per_class=12, test=4)
     tiny = Profile("demo", pixels=48, crop=200, epochs=2, seeds=(0,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiments.PROFILES, "demo", tiny)
+        patch.setitem(plans.PROFILES, "demo", tiny)
         patch.setattr(paths, "CACHE", home / "cache")
         patch.setattr(paths, "RUNS", home / "runs")
         patch.setattr(analysis, "Subject", partial(analysis.Subject, runs=home / "runs"))

@@ -11,7 +11,7 @@ import small_runs
 import torch
 from PIL import Image
 
-from bloodcell_lib import analysis, cli, data, evaluate, experiments, external, paths, records, synthetic
+from bloodcell_lib import analysis, cli, data, evaluate, external, paths, plans, records, synthetic
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
 
@@ -180,4 +180,4 @@ def test_what_is_recorded_can_be_published(subject, site, monkeypatch, tmp_path)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     assert any(path.name == "external_Sítio_B.json" for path in records.publish("demo"))
     kept = json.loads((tmp_path / "results/demo/analyses/external_Sítio_B.json").read_text())
-    assert kept["experiment"] == "main" and kept["profile"] == experiments.profile("demo").name
+    assert kept["experiment"] == "main" and kept["profile"] == plans.profile("demo").name

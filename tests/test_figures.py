@@ -16,8 +16,8 @@ from bloodcell_lib import compare, diagram, evaluate, figures, gallery, models, 
 from bloodcell_lib.cells import CELL_TYPES, TITLES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import EXPERIMENTS
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.records import load_records
 
 RECORDED = ("training_curves", "ablations", "model_comparison", "confusion_matrix", "per_class_f1")

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from bloodcell_lib import paths
-from bloodcell_lib.experiments import PROFILES
+from bloodcell_lib.plans import PROFILES
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = re.findall(r"^\| `(\w+)` \|", README.split("| module |")[1].split("\n## ")[0], re.MULTILINE)

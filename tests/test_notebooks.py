@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from bloodcell_lib import notebooks, paths
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import EXPERIMENTS, STUDY
+from bloodcell_lib.plans import EXPERIMENTS, STUDY
 
 NAMES = ("01_data_exploration", "02_training", "03_ablations", "04_evaluation", "05_figures")
 

@@ -15,8 +15,8 @@ from fake_records import write_records
 from bloodcell_lib import figures, numbers, paths, report, sentences
 from bloodcell_lib.compare import COLUMNS
 from bloodcell_lib.errors import BloodcellError, RunFailed
-from bloodcell_lib.experiments import EXPERIMENTS, STUDY
 from bloodcell_lib.numbers import PUBLISHED, Study
+from bloodcell_lib.plans import EXPERIMENTS, STUDY
 from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from bloodcell_lib import analysis, corrupt, experiments, robustness
+from bloodcell_lib import analysis, corrupt, plans, robustness
 from bloodcell_lib.corrupt import CORRUPTIONS
 
 
@@ -102,7 +102,7 @@ def test_a_study_takes_every_severity_a_demo_a_bounded_number_of_images(subject,
     found = robustness.analyse(subject)
     assert asked[-1][0] <= 8 and asked[-1][1] == (1, 3, 5) and len(found["severities"]) == 3
     assert len(asked[-1][2]) == 8
-    monkeypatch.setitem(experiments.PROFILES, "demo", replace(small_runs.TINY, name="cpu"))
+    monkeypatch.setitem(plans.PROFILES, "demo", replace(small_runs.TINY, name="cpu"))
     robustness.analyse(subject)
     assert asked[-1][0] == len(subject.held_out(subject.records[0])) and asked[-1][1] == (1, 2, 3, 4, 5)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from bloodcell_lib import analysis, cli, experiments, paths, records, segment, shortcuts, synthetic
-from bloodcell_lib.experiments import Profile, Task
+from bloodcell_lib import analysis, cli, experiments, paths, plans, records, segment, shortcuts, synthetic
+from bloodcell_lib.experiments import Task
+from bloodcell_lib.plans import Profile
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def subject(tmp_path_factory):
     folder = synthetic.write(home / "images", per_class=12, test=4)
     tiny = Profile("demo", pixels=48, crop=200, epochs=2, seeds=(0, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiments.PROFILES, "demo", tiny)
+        patch.setitem(plans.PROFILES, "demo", tiny)
         patch.setattr(paths, "CACHE", home / "cache")
         patch.setattr(paths, "RUNS", home / "runs")
         patch.setenv("BLOODCELL_DATA", str(folder))

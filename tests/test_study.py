@@ -21,7 +21,8 @@ from rich.console import Console
 
 from bloodcell_lib import paths, study, synthetic
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import EXPERIMENTS, STUDY, Task
+from bloodcell_lib.experiments import Task
+from bloodcell_lib.plans import EXPERIMENTS, STUDY
 from bloodcell_lib.records import load_records
 from bloodcell_lib.study import InProcess, Processes, Progress, dask_executor, grid, run_all
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bloodcell_lib import analysis, cli, experiments, paths, records, synthetic, trust
+from bloodcell_lib import analysis, cli, experiments, paths, plans, records, synthetic, trust
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Profile, Task
+from bloodcell_lib.experiments import Task
+from bloodcell_lib.plans import Profile
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def subject(tmp_path_factory):
     folder = synthetic.write(home / "images", per_class=12, test=4)
     tiny = Profile("demo", pixels=32, crop=200, epochs=2, seeds=(0, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiments.PROFILES, "demo", tiny)
+        patch.setitem(plans.PROFILES, "demo", tiny)
         patch.setattr(paths, "CACHE", home / "cache")
         patch.setattr(paths, "RUNS", home / "runs")
         cells = experiments.load_images("demo", folder, progress=False)

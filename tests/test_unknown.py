@@ -11,7 +11,7 @@ import small_runs
 import torch
 from sklearn import metrics
 
-from bloodcell_lib import analysis, cli, data, experiments, unknown
+from bloodcell_lib import analysis, cli, data, experiments, plans, unknown
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 
 
@@ -77,7 +77,7 @@ def test_a_demo_is_bounded_a_study_is_not(subject, monkeypatch):
     monkeypatch.setattr(unknown, "DEMO_TRAIN", 20)
     monkeypatch.setattr(unknown, "DEMO_IMAGES", 8)
     assert unknown.analyse(subject)["train"] == 20 and seen[-1] == ((20, 8), 8)
-    monkeypatch.setitem(experiments.PROFILES, "demo", replace(small_runs.TINY, name="cpu"))
+    monkeypatch.setitem(plans.PROFILES, "demo", replace(small_runs.TINY, name="cpu"))
     split = data.split(subject.cells)
     assert unknown.analyse(subject)["train"] == len(split[0]) and seen[-1] == ((96, 96), len(split[1]))
 

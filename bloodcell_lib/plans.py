@@ -1,0 +1,157 @@
+"""What may be run: the study as a table of rows, and the budgets (profiles) that they are run under."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+from bloodcell_lib.augment import NONE, AugmentConfig
+from bloodcell_lib.cells import CELL_TYPES
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.trainer import TrainConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the study.
+
+    part: "split" (the 80/20 split), "all" (no validation), "fold0" to "fold4"; "pair01" to "pair34" holds two folds
+    out and trains on three; "clean0" to "clean4" is a fold whose training images with suspicious labels are left out;
+    "without_<class>" is the split without one class on either side.
+    epochs: at most so many, whatever the profile gives; 0 for no bound. seeds: the same, of its seeds.
+    """
+
+    name: str
+    title: str
+    group: str
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
+    part: str = "split"
+    epochs: int = 0
+    seeds: int = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A budget: image size, central crop, epochs, seeds; `per_class` bounds the images used, None takes all.
+
+    study: the profile under which the study runs, where its rows get less than the main run does.
+    """
+
+    name: str
+    pixels: int
+    crop: int | None
+    epochs: int
+    seeds: tuple[int, ...]
+    per_class: int | None = None
+    study: str | None = None
+
+    @property
+    def disposable(self) -> bool:
+        """Whether its runs give no results: a demo, whose runs make way for one on other images."""
+        return self.name.split("/")[0] == "demo"
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("demo", pixels=64, crop=200, epochs=22, seeds=(0,), study="demo/study"),
+        Profile("demo/study", pixels=64, crop=200, epochs=5, seeds=(0,), per_class=40),
+        # Two cores take the whole study in about five hours; the crop holds the nucleus of 99 white cells in 100.
+        Profile("cpu", pixels=96, crop=240, epochs=20, seeds=(0, 1, 2)),
+        Profile("full", pixels=224, crop=None, epochs=50, seeds=(0, 1, 2)),
+    )
+}
+
+WITHOUT = "without_"  # before the class that a part leaves out
+
+_PLAIN = ModelConfig(dropout=0.0, stochastic_depth=0.0)
+_LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
+# What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
+_REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
+
+
+def _baseline(name: str, title: str) -> Experiment:
+    return Experiment(name, title, "baseline", ModelConfig(name), _REFERENCE, epochs=10)
+
+
+def _regularised(name: str, title: str, model: ModelConfig = _PLAIN, train: TrainConfig = _LOOSE) -> Experiment:
+    return Experiment(f"reg_{name}", title, "regularisation", model, train)
+
+
+def _named(*rows: Experiment) -> dict[str, Experiment]:
+    return {row.name: row for row in rows}
+
+
+STUDY = _named(
+    Experiment("main", "DeepEfficientNet", "main"),
+    Experiment("final", "DeepEfficientNet, all images", "main", part="all"),
+    _baseline("simple_cnn", "SimpleCNN"),
+    _baseline("resnet18", "ResNet-18"),
+    _baseline("efficientnet_lite", "EfficientNetLite"),
+    Experiment("no_se", "No squeeze-and-excitation", "attention", ModelConfig(squeeze_excite=False)),
+    _regularised("none", "No regularisation"),
+    _regularised("dropout", "Dropout alone", ModelConfig(stochastic_depth=0.0)),
+    _regularised("label_smoothing", "Label smoothing alone", train=TrainConfig(weight_decay=0.0)),
+    _regularised("stochastic_depth", "Stochastic depth alone", ModelConfig(dropout=0.0)),
+    _regularised("weight_decay", "Weight decay alone", train=TrainConfig(label_smoothing=0.0)),
+    Experiment("lr_constant", "Constant rate", "schedule", train=TrainConfig(schedule="constant")),
+    Experiment("lr_step", "Step decay", "schedule", train=TrainConfig(schedule="step")),
+    Experiment("aug_none", "No augmentation", "augmentation", augment=NONE),
+    Experiment("aug_flips", "Flips", "augmentation", augment=replace(NONE, flips=True)),
+    Experiment(
+        "aug_flips_rotation", "Flips and rotation", "augmentation", augment=replace(NONE, flips=True, rotation=30.0)
+    ),
+)
+EXTRA = _named(
+    *(
+        Experiment(f"{row.name}_full", f"{row.title}, full recipe", "extra", row.model)
+        for row in STUDY.values()
+        if row.group == "baseline"
+    ),
+    Experiment("as_described", "Blocks as described", "extra", ModelConfig("as_described")),
+    # The folds show what another split does; a seed each is enough for that.
+    *(Experiment(f"cv_fold{k}", f"Fold {k + 1} of 5", "cv", part=f"fold{k}", seeds=1) for k in range(5)),
+    Experiment("finer_labels", "Finer labels", "labels", ModelConfig(finer=True)),
+    # Remedies against other microscopes and stains.
+    Experiment("group_norm", "Group norm", "robustness", ModelConfig(norm="group")),
+    Experiment("stain_jitter", "Stain jitter", "robustness", augment=AugmentConfig(stain=0.4)),
+    Experiment("grey_world", "Grey-world colours", "robustness", ModelConfig(grey_world=True)),
+    # Networks that have never seen one of the classes; all eight together may cost three runs.
+    *(
+        Experiment(
+            *(f"{WITHOUT}{cell.name}", f"Without {cell.title.lower()}s", "unknown"),
+            part=WITHOUT + cell.name,
+            epochs=8,
+            seeds=1,
+        )
+        for cell in CELL_TYPES
+    ),
+    # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
+    *(
+        Experiment(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv_pair", part=f"pair{j}{k}", seeds=1)
+        for j, k in itertools.combinations(range(5), 2)
+    ),
+    *(
+        Experiment(f"cv_clean{k}", f"Fold {k + 1} of 5, suspects left out", "cv_clean", part=f"clean{k}", seeds=1)
+        for k in range(5)
+    ),
+)
+EXPERIMENTS = {**STUDY, **EXTRA}
+GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment called `name`. Raises BloodcellError for an unknown one."""
+    if name not in EXPERIMENTS:
+        raise BloodcellError(f"Unknown experiment '{name}': choose one of {', '.join(EXPERIMENTS)}.")
+    return EXPERIMENTS[name]
+
+
+def profile(name: str) -> Profile:
+    """The profile called `name`. Raises BloodcellError for an unknown one."""
+    if name not in PROFILES:
+        raise BloodcellError(f"Unknown profile '{name}': choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
