@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,22 @@ from bloodcell_lib.experiments import Task
 from bloodcell_lib.plans import Profile
 
 TINY = Profile("demo", pixels=32, crop=200, epochs=2, seeds=(0, 1))
+FOLDS = [(f"cv_fold{k}", 0) for k in range(5)]
 
 
-def subject(home: Path, runs: Sequence[tuple[str, int]], per_class: int = 12) -> Iterator[analysis.Subject]:
-    """The runs (experiment, seed) on drawn cells of 32 pixels, two epochs each, below `home`; `demo` is then `TINY`."""
+@contextmanager
+def trained(
+    home: Path, runs: Sequence[tuple[str, int]], per_class: int = 12, pixels: int = 32
+) -> Iterator[analysis.Subject]:
+    """The runs (experiment, seed) on drawn cells, two epochs each, below `home`; meanwhile `demo` is `TINY`, and the
+    images are what BLOODCELL_DATA names."""
     folder = synthetic.write(home / "images", per_class=per_class, test=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plans.PROFILES, "demo", TINY)
+        patch.setitem(plans.PROFILES, "demo", replace(TINY, pixels=pixels))
         patch.setattr(paths, "CACHE", home / "cache")
         patch.setattr(paths, "RUNS", home / "runs")
+        patch.setenv("BLOODCELL_DATA", str(folder))
         cells = experiments.load_images("demo", folder, progress=False)
         for name, seed in runs:
-            experiments.run(Task(name, seed, "demo", home / "runs", progress=False), cells)
+            experiments.run(Task(name, seed, "demo", home / "runs", progress=False, device="cpu"), cells)
         yield analysis.Subject("demo", cells, runs=home / "runs")

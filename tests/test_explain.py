@@ -5,11 +5,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+import small_runs
 import torch
 
-from bloodcell_lib import analysis, cli, experiments, explain, paths, plans, records, synthetic
-from bloodcell_lib.experiments import Task
-from bloodcell_lib.plans import Profile
+from bloodcell_lib import analysis, cli, explain, paths, records
 from bloodcell_lib.segment import Masks
 
 
@@ -17,17 +16,9 @@ from bloodcell_lib.segment import Masks
 def runs(tmp_path_factory):
     """One seed of `main`, trained for two epochs on 96 drawn cells of 48 pixels: where its record lies."""
     home = tmp_path_factory.mktemp("explain")
-    folder = synthetic.write(home / "images", per_class=12, test=4)
-    tiny = Profile("demo", pixels=48, crop=200, epochs=2, seeds=(0,))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plans.PROFILES, "demo", tiny)
-        patch.setattr(paths, "CACHE", home / "cache")
-        patch.setattr(paths, "RUNS", home / "runs")
-        patch.setattr(analysis, "Subject", partial(analysis.Subject, runs=home / "runs"))
-        patch.setenv("BLOODCELL_DATA", str(folder))
-        cells = experiments.load_images("demo", folder, progress=False)
-        experiments.run(Task("main", 0, "demo", home / "runs", progress=False), cells)
-        yield home / "runs"
+    with pytest.MonkeyPatch.context() as patch, small_runs.trained(home, [("main", 0)], pixels=48) as subject:
+        patch.setattr(analysis, "Subject", partial(analysis.Subject, runs=subject.runs))
+        yield subject.runs
 
 
 @pytest.fixture

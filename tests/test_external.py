@@ -19,7 +19,8 @@ from bloodcell_lib.errors import BloodcellError
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     runs = [("main", 0), ("main", 1), ("final", 0)]
-    yield from small_runs.subject(tmp_path_factory.mktemp("external"), runs)
+    with small_runs.trained(tmp_path_factory.mktemp("external"), runs) as subject:
+        yield subject
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from bloodcell_lib import analysis, experiments, finer, gallery, models
+from bloodcell_lib.augment import NONE
 from bloodcell_lib.cells import FINER_TYPES, finer_type
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import ModelConfig
@@ -81,7 +82,7 @@ def test_every_network_gives_eight_logits_and_learns_eleven(name):
 def test_training_on_finer_types_learns_and_averages(cells):
     model = ModelConfig("efficientnet_lite", dropout=0.0, stochastic_depth=0.0, finer=True)
     train = TrainConfig(epochs=25, batch_size=8, average=0.5)
-    run = Trainer(model, train, experiments.NONE, device="cpu", progress=False).fit(cells, cells)
+    run = Trainer(model, train, NONE, device="cpu", progress=False).fit(cells, cells)
     assert run.history[-1]["train_loss"] < 0.7 * run.history[0]["train_loss"]
     assert run.probabilities.shape == (40, 8) and torch.allclose(run.probabilities.sum(1), torch.ones(40))
     assert run.history[-1]["train_accuracy"] > 0.5
@@ -110,7 +111,7 @@ def test_a_record_from_before_the_setting_existed_is_still_the_same_run(cells, t
 
 def test_a_checkpoint_from_before_the_setting_existed_is_taken_up(cells, tmp_path):
     path = tmp_path / "run.pt"
-    recipe = (ModelConfig("efficientnet_lite"), TrainConfig(epochs=1), experiments.NONE, "cpu", path)
+    recipe = (ModelConfig("efficientnet_lite"), TrainConfig(epochs=1), NONE, "cpu", path)
     first = Trainer(*recipe, progress=False).fit(cells)
     saved = torch.load(path, weights_only=True)
     parts = json.loads(saved["identity"])

@@ -10,19 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_study import trained
+from small_runs import FOLDS, trained
 
 from bloodcell_lib import analysis, labels, noise
 from bloodcell_lib.cells import NAMES, TITLES
 from bloodcell_lib.records import load_records
 
-FOLDS = [(f"cv_fold{k}", 0) for k in range(5)]
 PAIRS = [(f"cv_pair{j}{k}", 0) for j, k in itertools.combinations(range(5), 2)]
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("labels"), [("main", 0), *FOLDS])
+    with trained(tmp_path_factory.mktemp("labels"), [("main", 0), *FOLDS]) as subject:
+        yield subject
 
 
 def test_what_is_recorded_names_files_and_shows_no_picture(subject):
@@ -64,19 +64,20 @@ def test_the_interval_of_wrong_labels_holds_what_was_put_there():
 
 def test_training_without_suspects_is_compared_on_the_same_images(tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "suspects", lambda labels, probabilities: np.arange(4))
-    subject = trained(tmp_path, [("main", 0), *FOLDS, *PAIRS, *((f"cv_clean{k}", 0) for k in range(5))], per_class=5)
-    found = labels.cleaned(subject)
-    assert found["seeds"] == [0] and found["images"] == 40 and found["left_out"] == [4] * 5
-    by_name = {record.experiment: record for record in load_records(subject.runs / "demo")}
-    for key, kind in (("with", "cv_fold"), ("without", "cv_clean")):
-        right = sum(
-            (run.predicted == run.labels).sum() for run in (by_name[f"{kind}{k}"].validation() for k in range(5))
-        )
-        assert np.isclose(found[key]["accuracy"], right / 40)
-        assert found[key]["low"] <= found[key]["accuracy"] <= found[key]["high"]
-    change = 100 * (found["without"]["accuracy"] - found["with"]["accuracy"])
-    assert np.isclose(found["difference"]["mean"], change) and found["difference"]["seeds"] == 1
-    assert labels.cleaned(replace(subject, runs=tmp_path / "nowhere")) is None
+    runs = [("main", 0), *FOLDS, *PAIRS, *((f"cv_clean{k}", 0) for k in range(5))]
+    with trained(tmp_path, runs, per_class=5) as subject:
+        found = labels.cleaned(subject)
+        assert found["seeds"] == [0] and found["images"] == 40 and found["left_out"] == [4] * 5
+        by_name = {record.experiment: record for record in load_records(subject.runs / "demo")}
+        for key, kind in (("with", "cv_fold"), ("without", "cv_clean")):
+            right = sum(
+                (run.predicted == run.labels).sum() for run in (by_name[f"{kind}{k}"].validation() for k in range(5))
+            )
+            assert np.isclose(found[key]["accuracy"], right / 40)
+            assert found[key]["low"] <= found[key]["accuracy"] <= found[key]["high"]
+        change = 100 * (found["without"]["accuracy"] - found["with"]["accuracy"])
+        assert np.isclose(found["difference"]["mean"], change) and found["difference"]["seeds"] == 1
+        assert labels.cleaned(replace(subject, runs=tmp_path / "nowhere")) is None
 
 
 @pytest.mark.skipif(not analysis.paths.data_folder(), reason="needs the real images")

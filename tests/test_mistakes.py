@@ -7,18 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_study import trained
+from small_runs import FOLDS, trained
 
 from bloodcell_lib import analysis, mistakes, models
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.models import ModelConfig
 
-FOLDS = [(f"cv_fold{k}", 0) for k in range(5)]
-
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("mistakes"), [("main", 0), ("finer_labels", 0), *FOLDS])
+    with trained(tmp_path_factory.mktemp("mistakes"), [("main", 0), ("finer_labels", 0), *FOLDS]) as subject:
+        yield subject
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from bloodcell_lib.corrupt import CORRUPTIONS
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     runs = [("main", 0), ("main", 1), ("resnet18", 0), ("group_norm", 0)]
-    yield from small_runs.subject(tmp_path_factory.mktemp("robustness"), runs)
+    with small_runs.trained(tmp_path_factory.mktemp("robustness"), runs) as subject:
+        yield subject
 
 
 @pytest.fixture(scope="module")

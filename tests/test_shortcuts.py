@@ -7,29 +7,19 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import small_runs
 import torch
 from torch import nn
 
-from bloodcell_lib import analysis, cli, experiments, paths, plans, records, segment, shortcuts, synthetic
-from bloodcell_lib.experiments import Task
-from bloodcell_lib.plans import Profile
+from bloodcell_lib import analysis, cli, paths, records, segment, shortcuts
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     """Two seeds of `main`, trained for two epochs on 96 drawn cells of 48 pixels."""
     home = tmp_path_factory.mktemp("shortcuts")
-    folder = synthetic.write(home / "images", per_class=12, test=4)
-    tiny = Profile("demo", pixels=48, crop=200, epochs=2, seeds=(0, 1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plans.PROFILES, "demo", tiny)
-        patch.setattr(paths, "CACHE", home / "cache")
-        patch.setattr(paths, "RUNS", home / "runs")
-        patch.setenv("BLOODCELL_DATA", str(folder))
-        cells = experiments.load_images("demo", folder, progress=False)
-        for seed in (0, 1):
-            experiments.run(Task("main", seed, "demo", home / "runs", progress=False), cells)
-        yield analysis.Subject("demo", cells, runs=home / "runs")
+    with small_runs.trained(home, [("main", 0), ("main", 1)], pixels=48) as subject:
+        yield subject
 
 
 class Looks(nn.Module):

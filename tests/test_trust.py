@@ -5,30 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+import small_runs
 import torch
 
-from bloodcell_lib import analysis, cli, experiments, paths, plans, records, synthetic, trust
+from bloodcell_lib import analysis, cli, experiments, paths, records, trust
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Task
-from bloodcell_lib.plans import Profile
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     """Two seeds of `main` and the five folds, trained for two epochs on 96 drawn cells of 32 pixels."""
-    home = tmp_path_factory.mktemp("trust")
-    folder = synthetic.write(home / "images", per_class=12, test=4)
-    tiny = Profile("demo", pixels=32, crop=200, epochs=2, seeds=(0, 1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plans.PROFILES, "demo", tiny)
-        patch.setattr(paths, "CACHE", home / "cache")
-        patch.setattr(paths, "RUNS", home / "runs")
-        cells = experiments.load_images("demo", folder, progress=False)
-        tasks = [("main", 0), ("main", 1), *((f"cv_fold{k}", 0) for k in range(5))]
-        for name, seed in tasks:
-            changed = Task(name, seed, "demo", home / "runs", progress=False)
-            experiments.run(changed, cells)
-        yield analysis.Subject("demo", cells, runs=home / "runs")
+    with small_runs.trained(tmp_path_factory.mktemp("trust"), [("main", 0), ("main", 1), *small_runs.FOLDS]) as subject:
+        yield subject
 
 
 def test_the_symmetries_are_eight_and_a_group():

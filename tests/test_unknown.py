@@ -18,7 +18,8 @@ from bloodcell_lib.cells import CLASS_MAP, NAMES
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     runs = [("main", 0), ("main", 1), ("without_platelet", 0), ("without_ig", 0), ("without_ig", 1)]
-    yield from small_runs.subject(tmp_path_factory.mktemp("unknown"), runs)
+    with small_runs.trained(tmp_path_factory.mktemp("unknown"), runs) as subject:
+        yield subject
 
 
 @pytest.fixture(scope="module")
