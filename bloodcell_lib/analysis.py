@@ -113,8 +113,8 @@ def logits(network: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
 
 
 @torch.no_grad()
-def features(network: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
-    """What the last linear layer is given, float32 (n, width) on the CPU, for images as `logits` takes them.
+def outputs(network: nn.Module, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+    """The features that the last linear layer is given, float32 (n, width) on the CPU, and the `logits`.
 
     width: 80 of the main network, 112 of EfficientNetLite, 512 of ResNet-18 and SimpleCNN.
     """
@@ -122,10 +122,10 @@ def features(network: nn.Module, images: Tensor, batch_size: int = 128) -> Tenso
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
     try:
-        logits(network, images, batch_size)
+        given = logits(network, images, batch_size)
     finally:
         handle.remove()
-    return torch.cat(seen)
+    return torch.cat(seen), given
 
 
 def as_input(images: Tensor, device: torch.device | str) -> Tensor:

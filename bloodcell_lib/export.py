@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bloodcell_lib import models, paths
+from bloodcell_lib.analysis import load_network
 from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import Classifier, ModelConfig
@@ -106,16 +107,12 @@ def refuse(record: Record) -> None:
 
 def load_run(record: Record) -> Classifier:
     """The network that the run trained, folded, with its numbers rounded to half precision."""
-    path = record.folder / "weights.safetensors"
-    model = models.build(ModelConfig(**record.info["config"]["model"]))
-    try:
-        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except Exception as error:  # safetensors and torch raise kinds of their own
-        raise BloodcellError(f"{path} is missing or damaged: run the training again.") from error
-    model = fold(model)
+    model = fold(load_network(record))
     model.load_state_dict(halved(model))
     if not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise BloodcellError(f"{path} holds numbers that half precision cannot: train with a lower learning rate.")
+        raise BloodcellError(
+            f"{record.folder} holds weights that half precision cannot: train with a lower learning rate."
+        )
     return model
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.manifold import TSNE
 
 from bloodcell_lib import plans
-from bloodcell_lib.analysis import Subject, features
+from bloodcell_lib.analysis import Subject, outputs
 from bloodcell_lib.cells import TITLES, finer_type
 from bloodcell_lib.compare import difference
 from bloodcell_lib.data import CellImages
@@ -117,7 +117,7 @@ def feature_map(network, cells: CellImages, most: int = MAPPED, seed: int = 0) -
     rng = np.random.default_rng(seed)
     cells = cells.subset(np.sort(rng.permutation(len(cells))[:most]))
     given = probabilities(network, cells.images)
-    seen = features(network, cells.images).numpy()
+    seen = outputs(network, cells.images)[0].numpy()
     # Scikit-learn wants fewer neighbours than images; the paper advises 5 to 50.
     perplexity = min(30.0, (len(cells) - 1) / 3)
     xy = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(seen - seen.mean(0))

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import logsumexp, softmax
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from bloodcell_lib import data, experiments, oddities, plans
-from bloodcell_lib.analysis import Subject, logits
+from bloodcell_lib.analysis import Subject, outputs
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
@@ -107,14 +106,14 @@ class Judge:
     def __init__(self, network: nn.Module, train: CellImages) -> None:
         self.network, labels = network, train.labels.numpy()
         self.classes = np.unique(labels)
-        features, _ = outputs(network, train.images)
+        features = outputs(network, train.images)[0].double().numpy()
         self.means = np.stack([features[labels == k].mean(0) for k in self.classes])  # (k, d)
         centred = features - self.means[np.searchsorted(self.classes, labels)]
         # Shrunk (Ledoit and Wolf 2004), as fewer images than features would leave no inverse.
         self.precision = LedoitWolf(assume_centered=True).fit(centred).precision_
 
     def __call__(self, images: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        features, given = outputs(self.network, images)
+        features, given = (seen.double().numpy() for seen in outputs(self.network, images))
         given = given[:, self.classes]
         apart = features[:, None] - self.means  # (n, k, d)
         distance = np.einsum("nki,ij,nkj->nk", apart, self.precision, apart, optimize=True)
@@ -124,18 +123,6 @@ class Judge:
             "mahalanobis": -distance.min(1),
         }
         return scores, self.classes[given.argmax(1)]
-
-
-def outputs(network: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What enters the last linear layer, float64 (n, d), and the logits, float64 (n, 8)."""
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    seen: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
-    try:
-        given = logits(network, images)
-    finally:
-        handle.remove()
-    return torch.cat(seen).double().numpy(), given.double().numpy()
 
 
 def separation(known: np.ndarray, unknown: np.ndarray, resamples: int = 1_000, seed: int = 0) -> dict[str, float]:

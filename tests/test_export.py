@@ -159,13 +159,13 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "drawn cells": (changed("data", "source", to="synthetic cells"), "is a demo"),
     "another network": (changed("config", "model", "name", to="simple_cnn"), "is a run of simple_cnn: the published"),
     "no record": (lambda run: (run / "record.json").unlink(), "is not a whole record"),
-    "no weights": (lambda run: (run / "weights.safetensors").unlink(), "weights.safetensors is missing or damaged"),
+    "no weights": (lambda run: (run / "weights.safetensors").unlink(), "No weights in"),
     "half the weights": (
         lambda run: os.truncate(run / "weights.safetensors", 1_000_000),
-        "weights.safetensors is missing or damaged",
+        "weights.safetensors is damaged",
     ),
-    "no squeeze": (changed("config", "model", "squeeze_excite", to=False), "weights.safetensors is missing or damaged"),
-    "beyond half precision": (scaled, "holds numbers that half precision cannot"),
+    "no squeeze": (changed("config", "model", "squeeze_excite", to=False), "weights.safetensors is damaged"),
+    "beyond half precision": (scaled, "holds weights that half precision cannot"),
 }
 
 
