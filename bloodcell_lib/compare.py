@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from bloodcell_lib import models
 from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.records import Record
+from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
@@ -142,7 +142,7 @@ def claims_table(records: Sequence[Record]) -> pd.DataFrame:
     course's images under the profiles `cpu` and `full` count. A level (an accuracy, an F1) is tested by `full` alone,
     because less size and fewer epochs reach less; a gain is claimed of a part, and `cpu` tests it at its own size.
     """
-    usable = [r for r in records if r.info["data"]["course"] and r.profile.partition("/")[0] != "demo"]
+    usable = [r for r in records if r.info["data"]["course"] and not is_demo(r.profile)]
     runs = _by_experiment(usable)
     rows = {}
     for claim in CLAIMS:

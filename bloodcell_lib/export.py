@@ -24,11 +24,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bloodcell_lib import models, paths
 from bloodcell_lib.analysis import load_network
-from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import Classifier, ModelConfig
 from bloodcell_lib.predict import NAME, Network, load_set
-from bloodcell_lib.records import Record, load_record
+from bloodcell_lib.records import Record, load_record, stamp_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -98,7 +97,7 @@ def check_packages() -> None:
 
 def refuse(record: Record) -> None:
     """Raises BloodcellError for a run whose weights nobody should predict with."""
-    if record.profile.split("/")[0] == "demo" or record.info["data"]["source"] == SYNTHETIC:
+    if stamp_of(record.info["data"]["source"], record.profile):
         raise BloodcellError(f"{record.folder} is a demo: publish the weights of a run under cpu or full.")
     name = record.info["config"]["model"]["name"]
     if name != NAME:

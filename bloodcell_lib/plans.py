@@ -9,6 +9,7 @@ from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.records import is_demo
 from bloodcell_lib.trainer import TrainConfig
 
 
@@ -51,7 +52,7 @@ class Profile:
     @property
     def disposable(self) -> bool:
         """Whether its runs give no results: a demo, whose runs make way for one on other images."""
-        return self.name.split("/")[0] == "demo"
+        return is_demo(self.name)
 
 
 PROFILES = {

@@ -86,11 +86,16 @@ def load_records(folder: Path) -> list[Record]:
     return sorted(found, key=lambda record: (record.info["order"], record.experiment, record.seed))
 
 
+def is_demo(profile: str) -> bool:
+    """Whether runs under this profile, the demo or its study, give no results."""
+    return profile.split("/")[0] == "demo"
+
+
 def stamp_of(source: str, profile: str) -> str | None:
     """Words for figures that show no results: "synthetic demo", or "demo" on real images; None for a true study."""
     if source == SYNTHETIC:
         return "synthetic demo"
-    return "demo" if profile.split("/")[0] == "demo" else None
+    return "demo" if is_demo(profile) else None
 
 
 def stamp(records: list[Record]) -> str | None:
