@@ -82,6 +82,8 @@ BUDGETS = {
 }
 
 
+CHOICES = ("Input pipelines", "Switches", "Prediction")  # comparisons of ways to do one thing
+
 Part = Callable[[Budget, str, Say], dict[str, list[Comparison]]]
 
 
@@ -237,6 +239,8 @@ def markdown(results: dict[str, Any]) -> str:
             lines += [f"**{title}** ({where(part)})", ""]
             for row in tables:
                 lines += [*table(row), ""]
+                if title in CHOICES:
+                    lines += [verdict(row), ""]
     return "\n".join(lines)
 
 
@@ -264,3 +268,16 @@ def table(row: dict[str, Any]) -> list[str]:
         shown = "1" if name == row["base"] else spread
         lines.append(f"| {name} | {rate:,.0f} | {shown} | {memory:,.0f}, {own:,.0f} MiB | {note} |")
     return lines
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What paid against the base and what did not: by more than 5 % in the median, and in every turn."""
+    sorts: dict[str, list[str]] = {"paid": [], "made no difference": [], "cost": []}
+    for name, ratio in row["ratio"].items():
+        gains, loses = ratio["median"] > 1.05 and ratio["low"] > 1, ratio["median"] < 0.95 and ratio["high"] < 1
+        if name != row["base"]:
+            sorts["paid" if gains else "cost" if loses else "made no difference"].append(
+                f"{name} ({ratio['median']:.2f})"
+            )
+    found = [f"{', '.join(names)} {sort}" for sort, names in sorts.items() if names]
+    return f"Against *{row['base']}*: {'; '.join(found) or 'nothing else was measured'}."

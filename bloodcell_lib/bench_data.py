@@ -18,8 +18,9 @@ from bloodcell_lib.bench_train import MAIN, Say, random_cells
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.data import CellImages, ImageFile
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.recipe import PRECISIONS, TrainConfig
 from bloodcell_lib.timings import Comparison, Lane, Work, lanes, race
-from bloodcell_lib.trainer import PRECISIONS, TrainConfig, Trainer
+from bloodcell_lib.trainer import Trainer
 
 DRAWN = 50  # pictures a class that are really drawn for a large folder
 SMALL = "efficientnet_lite"  # what reads them should take more time than the network
@@ -103,10 +104,32 @@ def forward_work(pixels: int, batch: int, images: int, channels_last: bool, prec
     return work
 
 
-def onnx_work(pixels: int, batch: int, images: int, folded: bool, threads: int) -> Work:
-    """The same network behind ONNX Runtime, as `predict` has it; `folded` False exports it as it is trained."""
+def in_integers(exported: bytes, pixels: int) -> bytes:
+    """An ONNX file with weights and activations in 8 bits, scaled by what a few pictures of noise give."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    noise = np.random.default_rng(0).integers(0, 256, (4, 8, pixels, pixels, 3), dtype=np.uint8)
+
+    class Noise(quantization.CalibrationDataReader):
+        left = iter(noise)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(({"images": pictures} for pictures in self.left), None)
+
+    with tempfile.TemporaryDirectory(prefix="bloodcell-bench-") as home:
+        plain, ready, done = (Path(home) / f"{name}.onnx" for name in ("plain", "ready", "done"))
+        plain.write_bytes(exported)
+        quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        quantization.quantize_static(ready, done, Noise(), per_channel=True)
+        return done.read_bytes()
+
+
+def onnx_work(pixels: int, batch: int, images: int, form: str, threads: int) -> Work:
+    """The same network behind ONNX Runtime: `plain` as it is trained, `folded` as `predict` has it, or in `int8`."""
     model = models.build(ModelConfig(MAIN)).eval()
-    runtime = predict.session(export.to_onnx(export.fold(model) if folded else model, pixels), threads)
+    exported = export.to_onnx(model if form == "plain" else export.fold(model), pixels)
+    runtime = predict.session(in_integers(exported, pixels) if form == "int8" else exported, threads)
     x = np.random.default_rng(0).integers(0, 256, (batch, pixels, pixels, 3), dtype=np.uint8)
 
     def work() -> int:
@@ -133,12 +156,13 @@ def predicting(pixels: int, images: int, repetitions: int, device: str, say: Say
     }
     if device == "cpu" and not export.missing_packages():
         onnx = {
-            "one at a time, ONNX Runtime, plain export": (1, False, threads),
-            "one at a time, ONNX Runtime": (1, True, threads),
-            f"{predict.BATCH} at a time, ONNX Runtime": (predict.BATCH, True, threads),
+            "one at a time, ONNX Runtime, plain export": (1, "plain"),
+            "one at a time, ONNX Runtime": (1, "folded"),
+            "one at a time, ONNX Runtime, 8-bit integers": (1, "int8"),
+            f"{predict.BATCH} at a time, ONNX Runtime": (predict.BATCH, "folded"),
         }
-        for name, (batch, folded, own) in onnx.items():
-            contenders[name] = [Lane(device, threads, onnx_work, pixels, batch, images, folded, own)]
+        for name, (batch, form) in onnx.items():
+            contenders[name] = [Lane(device, threads, onnx_work, pixels, batch, images, form, threads)]
     with lanes(contenders):
         return race(Comparison(f"{MAIN}, {pixels} pixels", next(iter(rows))), contenders, repetitions, say)
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bloodcell_lib import bench_loaders, data, graphs, machine, models
+from bloodcell_lib import bench_loaders, data, graphs, machine, models, plans
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.recipe import PRECISIONS, TrainConfig
 from bloodcell_lib.timings import Comparison, Lane, Work, lanes, race
-from bloodcell_lib.trainer import PRECISIONS, TrainConfig, Trainer
+from bloodcell_lib.trainer import Trainer
 
 MAIN = "deep_efficientnet"
 RECIPE = TrainConfig()
@@ -191,6 +192,21 @@ def folder_work(folder: Path, pixels: int, cache: Path, device: str) -> Work:
     return trainer_work(MAIN, data.load(folder, pixels, cache=cache, progress=False), device, saves=False)
 
 
+def growing_work(folder: Path, pixels: int, cache: Path, device: str) -> Work:
+    """A whole training of 20 epochs as the experiment `growing_images` has it, on a CPU over two batches only."""
+    cells = data.load(folder, pixels, cache=cache, progress=False)
+    if device == "cpu":
+        cells = cells.subset(range(min(len(cells), 2 * RECIPE.batch_size)))
+    config = replace(plans.experiment("growing_images").train, epochs=20)
+    trainer = Trainer(ModelConfig(MAIN), config, AugmentConfig(), device, progress=False)
+
+    def work() -> int:
+        trainer.fit(cells)
+        return config.epochs * len(cells)
+
+    return work
+
+
 def against_pipelines(folder: Path, pixels: int, cache: Path, repetitions: int, device: str, say: Say) -> Comparison:
     """Our epoch over the files of `folder`/train against the same network fed by ImageFolder and by timm."""
     workers = os.cpu_count() or 1
@@ -206,11 +222,15 @@ def against_pipelines(folder: Path, pixels: int, cache: Path, repetitions: int, 
         "ImageFolder, DataLoader, our step": rival("torchvision", ours),
         "timm's loader": rival("timm", plain),
         "this trainer": [Lane(device, threads, folder_work, folder, pixels, cache, device)],
+        "this trainer, images that grow": [Lane(device, threads, growing_work, folder, pixels, cache, device)],
     }
     comparison = Comparison(
         f"{MAIN}, {pixels} pixels, JPEG files, {workers} workers",
         "ImageFolder, DataLoader",
-        notes={"timm's loader": "it neither turns nor shifts pictures"},
+        notes={
+            "timm's loader": "it neither turns nor shifts pictures",
+            "this trainer, images that grow": "from half the side to the whole; `growing_images` is its accuracy",
+        },
     )
     with lanes(contenders):
         return race(comparison, contenders, repetitions, say)

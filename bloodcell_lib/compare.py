@@ -20,7 +20,7 @@ from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 ALONE = ("cv", "cv_pair", "cv_clean", "unknown")  # groups of rows that are no rivals of the main model
-BEYOND = ("labels", "robustness")  # groups of rows that the reference's study does not have
+BEYOND = ("labels", "robustness", "speed")  # groups of rows that the reference's study does not have
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (

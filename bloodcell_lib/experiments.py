@@ -24,8 +24,9 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, WITHOUT, Experiment, experiment, profile
+from bloodcell_lib.recipe import TrainConfig
 from bloodcell_lib.records import FORMAT, Record, in_half, load_record
-from bloodcell_lib.trainer import TrainConfig, Trainer
+from bloodcell_lib.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.recipe import TrainConfig
 from bloodcell_lib.records import is_demo
-from bloodcell_lib.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ EXTRA = _named(
     Experiment("as_described", "Blocks as described", "extra", ModelConfig("as_described")),
     # The folds show what another split does; a seed each is enough for that.
     *(Experiment(f"cv_fold{k}", f"Fold {k + 1} of 5", "cv", part=f"fold{k}", seeds=1) for k in range(5)),
+    Experiment("growing_images", "Images that grow", "speed", train=TrainConfig(start_size=0.5)),
     Experiment("finer_labels", "Finer labels", "labels", ModelConfig(finer=True)),
     # Remedies against other microscopes and stains.
     Experiment("group_norm", "Group norm", "robustness", ModelConfig(norm="group")),

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,72 +27,7 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.machine import describe_machine, keep_memory, peak_memory, reset_peak_memory
 from bloodcell_lib.models import ModelConfig
-
-PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are the main recipe.
-
-    optimiser: `adamw` (betas 0.9, 0.999) or `adam`, which gets no weight decay. schedule: `cosine` to `final_rate`
-    (Loshchilov and Hutter 2017, without restarts), `step` (a tenth at 1/2 and again at 3/4 of the epochs) or
-    `constant`; all after `warmup` epochs of linear rise. clip: largest gradient norm, 0 for none. average: decay of
-    the exponential average of the weights that is evaluated and kept, 0 for none. precision: `float32`, `float16`
-    or `bfloat16`; None takes float16 on CUDA and float32 elsewhere.
-    """
-
-    epochs: int = 50
-    batch_size: int = 32
-    optimiser: str = "adamw"
-    learning_rate: float = 1e-3
-    final_rate: float = 1e-6
-    schedule: str = "cosine"
-    warmup: int = 0
-    weight_decay: float = 1e-4
-    label_smoothing: float = 0.1
-    clip: float = 1.0
-    average: float = 0.0
-    precision: str | None = None
-    seed: int = 0
-    deterministic: bool = True
-
-    def check(self) -> None:
-        """Raises BloodcellError for a value that no run can have."""
-        for name, choices in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", [None, *PRECISIONS])):
-            if getattr(self, name) not in choices:
-                raise BloodcellError(
-                    f"Unknown {name} '{getattr(self, name)}': choose one of {', '.join(c for c in choices if c)}."
-                )
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise BloodcellError(f"{name} is {getattr(self, name)}: give 1 or more.")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise BloodcellError(f"learning_rate is {self.learning_rate}: give a positive number.")
-        for name in ("label_smoothing", "average"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BloodcellError(f"{name} is {getattr(self, name)}: give at least 0 and less than 1.")
-        for name in ("final_rate", "warmup", "weight_decay", "clip", "seed"):
-            if not 0 <= getattr(self, name) < 2**63:
-                raise BloodcellError(f"{name} is {getattr(self, name)}: give 0 or more.")
-
-
-# The share of the rate that is left when the share `done` of the epochs is behind.
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "step": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
-    "constant": lambda done: 1.0,
-}
-OPTIMISERS = ("adamw", "adam")
-
-
-def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """The rate at `epoch`, a real number from 0 to `config.epochs`; a function of nothing else, so nothing to save."""
-    if epoch < config.warmup:
-        return config.learning_rate * (epoch + 1e-3) / config.warmup
-    done = (epoch - config.warmup) / max(1e-9, config.epochs - config.warmup)
-    low = config.final_rate if config.schedule == "cosine" else 0.0
-    return low + (config.learning_rate - low) * SCHEDULES[config.schedule](min(1.0, done))
+from bloodcell_lib.recipe import PRECISIONS, TrainConfig, learning_rate, side
 
 
 @dataclass
@@ -292,11 +227,14 @@ class Trainer:
         order = torch.randperm(n, generator=self.generator, device=self.device)
         # Batches as even as can be, so that none holds a single image, which batch norm could not standardise.
         batches = torch.tensor_split(order, max(1, math.ceil(n / c.batch_size)))
+        size = side(c, images.shape[-1], len(self.history))
         total = torch.zeros(2, device=self.device)  # loss and hits, summed over images
         for i, batch in enumerate(batches):
             rate = learning_rate(c, len(self.history) + i / len(batches))
             self._set_rate(rate)
             x, y = self.augment(images[batch], self.generator), targets[batch]
+            if size != images.shape[-1]:
+                x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
             total += self._step(x, y) if self.graphs is None else self.graphs.run(self._step, x, y, self._recover)
             if self.average is not None:
                 self.average.update_parameters(self.model)

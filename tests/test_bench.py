@@ -255,3 +255,10 @@ def test_markdown_tells_of_every_contender_and_of_none():
     text = bench.markdown(results)
     assert "**Prediction**" in text and "| one at a time | " in text and "| 1 |" in text
     assert bench.table(results["parts"]["predict"]["groups"]["Prediction"][0])[0].startswith("| deep_efficientnet, 32")
+
+
+def test_what_paid_is_told_by_its_rule():
+    rates = {"base": [10, 10], "fast": [20, 21], "same": [10, 10.4], "once": [20, 8], "slow": [5, 6]}
+    told = bench.verdict(Comparison("ways", "base", rates=rates).to_json())
+    assert told == "Against *base*: fast (2.05) paid; same (1.02), once (1.40) made no difference; slow (0.55) cost."
+    assert "nothing else" in bench.verdict(Comparison("ways", "base", rates={"base": [1.0]}).to_json())

@@ -15,7 +15,8 @@ from bloodcell_lib.augment import NONE
 from bloodcell_lib.cells import FINER_TYPES, finer_type
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.trainer import TrainConfig, Trainer
+from bloodcell_lib.recipe import TrainConfig
+from bloodcell_lib.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

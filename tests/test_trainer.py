@@ -24,7 +24,8 @@ from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import Classifier, ModelConfig
-from bloodcell_lib.trainer import TrainConfig, Trainer, learning_rate
+from bloodcell_lib.recipe import TrainConfig, learning_rate
+from bloodcell_lib.trainer import Trainer
 
 LITE = ModelConfig("efficientnet_lite", dropout=0.2, stochastic_depth=0.2)
 BARE = ModelConfig("efficientnet_lite", dropout=0.0, stochastic_depth=0.0)
@@ -143,20 +144,20 @@ def test_the_returned_weights_gave_the_probabilities():
     torch.testing.assert_close(out, run.probabilities, atol=1e-5, rtol=1e-4)
 
 
-def test_learning_rates():
-    config = TrainConfig(epochs=10, learning_rate=1e-3, final_rate=1e-6)
-    assert [learning_rate(config, e) for e in (0, 10)] == pytest.approx([1e-3, 1e-6])
-    assert learning_rate(config, 5) == pytest.approx((1e-3 + 1e-6) / 2)
-    assert learning_rate(config, 2.5) == pytest.approx(1e-6 + (1e-3 - 1e-6) * (1 + math.sqrt(0.5)) / 2)
-    step = replace(config, schedule="step")
-    assert [learning_rate(step, e) for e in (0, 4.9, 5, 7.4, 7.5, 10)] == pytest.approx(
-        [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
-    )
-    assert {learning_rate(replace(config, schedule="constant"), e) for e in (0, 3.3, 10)} == {1e-3}
-    warm = replace(config, warmup=2)
-    rates = [learning_rate(warm, e / 10) for e in range(101)]
-    assert 0 < rates[0] < 1e-6 and rates[10] == pytest.approx(5e-4, rel=1e-2) and max(rates) == rates[20] == 1e-3
-    assert rates[60] == pytest.approx((1e-3 + 1e-6) / 2) and rates[100] == pytest.approx(1e-6)
+def test_images_grow_during_training_and_are_measured_whole():
+    config = TrainConfig(epochs=4, batch_size=20, start_size=0.5)
+    sizes = []
+
+    def hook(module, inputs, output):
+        if isinstance(module, Classifier):
+            sizes.append((module.training, inputs[0].shape[-1]))
+
+    with watching(register_module_forward_hook, hook):
+        grown = trainer(config).fit(pictures(pixels=64), pictures(8, 64, seed=1))
+    trained = [size for training, size in sizes if training]
+    assert trained == [32, 32, 48, 48, 48, 48, 64, 64]
+    assert {size for training, size in sizes if not training} == {64}
+    assert not equal(grown.weights, trainer(replace(config, start_size=1.0)).fit(pictures(pixels=64)).weights)
 
 
 def test_every_step_has_its_own_rate():
@@ -405,6 +406,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"start_size": 0.0}, "start_size is 0.0: give more than 0 and at most 1"),
         ({"optimiser": "sgd"}, "Unknown optimiser 'sgd': choose one of adamw, adam"),
         ({"schedule": "linear"}, "Unknown schedule 'linear': choose one of cosine, step, constant"),
         ({"precision": "float8"}, "Unknown precision 'float8': choose one of float32, float16, bfloat16"),
