@@ -25,7 +25,13 @@ SMALLEST = 2.0**-25  # half of the least number that float16, in which records k
 
 
 def split_in_parts(labels: np.ndarray, parts: int = 5, seed: int = 0) -> np.ndarray:
-    """Stratified parts of held-out images that have no folds of their own: int (n,) in 0..parts-1."""
+    """Stratified parts of held-out images that have no folds of their own: int (n,) in 0..parts-1.
+
+    Raises BloodcellError for a class with fewer images than parts.
+    """
+    fewest = int(np.unique(labels, return_counts=True)[1].min())
+    if fewest < parts:
+        raise BloodcellError(f"A class has {fewest} held-out images: give at least {parts} of each, or record folds.")
     out = np.empty(len(labels), dtype=np.int64)
     for k, (_, inside) in enumerate(StratifiedKFold(parts, shuffle=True, random_state=seed).split(labels, labels)):
         out[inside] = k

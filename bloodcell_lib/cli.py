@@ -249,37 +249,28 @@ def _external(chosen, folder, mapping, crop, device, skip_bad, published) -> Non
     print(external.summary(result), f"recorded: {path}", sep="\n")
 
 
-# What `trust` does, in order: the modules with an `analyse(subject)`.
-ANALYSES = ("trust", "labels", "mistakes", "explain", "shortcuts", "robustness", "unknown")
-
-
 @app.command()
 def trust(
     profile: Profile = "demo",
     data: Data = None,
     experiment: Annotated[str, typer.Option(help="Whose runs.")] = "main",
-    only: Annotated[str, typer.Option(help=f"Some of {', '.join(ANALYSES)}, comma-separated.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Some of trust, labels, mistakes, explain, shortcuts, robustness, unknown.")
+    ] = "",
     device: Annotated[Optional[str], typer.Option(help="cpu or cuda.")] = None,  # noqa: UP045
     skip_bad: SkipBad = False,
 ) -> None:
     """Analyse this machine's trained networks and record what is found; what is recorded is made anew."""
-    import importlib
-
     import torch
 
-    from bloodcell_lib import analysis, experiments, plans
+    from bloodcell_lib import analyses, analysis, experiments, plans
 
-    chosen = [name.strip() for name in only.split(",") if name.strip()] or list(ANALYSES)
-    for name in chosen:
-        if name not in ANALYSES:
-            raise BloodcellError(f"Unknown analysis '{name}': choose from {', '.join(ANALYSES)}.")
     _check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
     subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device)
-    for name in chosen:
-        run = importlib.import_module(f"bloodcell_lib.{name}").analyse
-        print(f"{name:<12} {analysis.record_analysis(name, subject, run)}", flush=True)
+    for path in analyses.make(subject, [name.strip() for name in only.split(",") if name.strip()] or analyses.NAMES):
+        print(f"{path.stem:<12} {path}", flush=True)
 
 
 @app.command()
@@ -288,7 +279,7 @@ def figures(
     data: Data = None,
 ) -> None:
     """Draw every figure that the records allow, as PDF and PNG."""
-    from bloodcell_lib import experiments, paths, plans, records
+    from bloodcell_lib import analysis, experiments, paths, plans, records
     from bloodcell_lib import figures as draw
     from bloodcell_lib.shelf import published_profile
 
@@ -301,12 +292,13 @@ def figures(
         grid = records.load_records(paths.RUNS / budget.study) if budget.study else rows
         cells = experiments.load_images(profile, experiments.image_folder(data, profile))
     else:
-        target = paths.FIGURES
-        rows = grid = records.load_records(paths.RESULTS / published_profile())
+        home, target = paths.RESULTS / published_profile(), paths.FIGURES
+        rows = grid = records.load_records(home)
         cells = None  # what is published shows no real cell
+    found = analysis.load_analyses(home)
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always", UserWarning)
-        drawn = draw.draw_all(rows, grid, cells, target, records.stamp(rows))
+        drawn = draw.draw_all(rows, grid, found, cells, target, records.stamp(rows))
     for said in left_out:
         print(said.message)
     for name, files in drawn.items():

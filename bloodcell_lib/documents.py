@@ -13,14 +13,26 @@ from pathlib import Path
 
 import numpy as np
 
-from bloodcell_lib import bench, calibration, evaluate, paths, sentences, tables
+from bloodcell_lib import answers, bench, calibration, evaluate, paths, sentences, tables
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.numbers import Study, built, without_source
 from bloodcell_lib.plans import PROFILES
-from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 
-DOCUMENTS = {"README.md": ("results", "claims", "performance"), "MODEL_CARD.md": ("network", "evaluation")}
+DOCUMENTS = {"README.md": ("results", "claims", "trust", "performance"), "MODEL_CARD.md": ("network", "evaluation")}
+ASKED = {
+    "calibration": "Are its probabilities true?",
+    "abstention": "What can be left to it?",
+    "sets": "Sets in place of single answers.",
+    "averaging": "More looks.",
+    "painting": "The cell, or something beside it?",
+    "heat": "Where does it look?",
+    "sanity": "May the heat maps be believed?",
+    "corruptions": "Another microscope.",
+    "unknown": "What it never saw.",
+    "labels": "Are the labels right?",
+    "finer": "Finer types.",
+}
 NOTHING = "No study is published yet."
 MARKER = re.compile(r"<!-- (begin|end) (\w+) -->")
 # The LaTeX that our sentences and tables hold, and what it is in Markdown.
@@ -61,8 +73,8 @@ def update(results: Path = paths.RESULTS, root: Path = paths.ROOT) -> list[Path]
 def blocks(folder: Path) -> dict[str, str]:
     """Every block by its name, from the records and the speed tests in `folder`."""
     profile = published_profile(folder)
-    study = Study.of(load_records(Path(folder) / profile), profile)
-    made = {make.__name__: make(study) for make in (results, claims, network, evaluation)}
+    study = Study.read(folder, profile)
+    made = {make.__name__: make(study) for make in (results, claims, trust, network, evaluation)}
     return made | {"performance": performance(Path(folder))}
 
 
@@ -152,6 +164,16 @@ def claims(study: Study) -> str:
     return f"{_paragraph(sentences.claims(study), sentences.deviation(study))}\n\n{_table(head, rows)}"
 
 
+def trust(study: Study) -> str:
+    """What the analyses of the trained networks found, question by question."""
+    if not study.records:
+        return NOTHING
+    if not study.analyses:
+        return "No analysis is published yet: `bloodcell trust` makes them."
+    told = {title: answers.answer(key, study.analyses) for key, title in ASKED.items()}
+    return "\n".join(_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items())
+
+
 def network(study: Study) -> str:
     """The size of the main network, as it is built and as it ran."""
     parameters = built("deep_efficientnet")
@@ -193,9 +215,9 @@ def performance(folder: Path) -> str:
     return "\n\n".join(bench.markdown(results).strip() for results in found or [{}])
 
 
-def _paragraph(*told: str) -> str:
+def _paragraph(*told: str, indent: str = "") -> str:
     text = " ".join(markdown(sentence) for sentence in told if sentence)
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
 
 
 def _markdown_table(table: tables.Table) -> str:

@@ -5,6 +5,7 @@ Unless a caller gives images of their own, which stay on their machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def painted_examples(pixels: int = 96, crop: int | None = 240, cells: CellImages
         cells = CellImages(images, torch.arange(8), tuple(map(str, range(8))), ("",) * 8, SYNTHETIC)
     shown = paint(cells.subset(range(min(8, len(cells))))).images
     names = [name for name in CONDITIONS if name != "swapped_same" or cells.source != SYNTHETIC]
-    words = 1.85  # inches, left of the pictures
+    words = 1.87  # inches, left of the pictures
     side = (WIDTH - words) / 8
     figure, axes = canvas(len(names) * side, f"Pictures: {cells.source}", nrows=len(names))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.005, wspace=0, hspace=0)
@@ -155,6 +156,16 @@ def painted_examples(pixels: int = 96, crop: int | None = 240, cells: CellImages
         ax.grid(False)
         ax.spines[:].set_visible(False)
     return figure
+
+
+# Figures that need nothing but their analysis: name of the file, of the analysis, function.
+FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
+    "painted_examples": ("shortcuts", lambda _: painted_examples()),
+    "painted": ("shortcuts", painted),
+    "heat_maps": ("explain", heat_maps),
+    "heat_location": ("explain", location),
+    "heat_faithfulness": ("explain", faithfulness),
+}
 
 
 def _overlay(images: Tensor, coarse: Tensor, said: list[int], note: str) -> Figure:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bloodcell_lib import evaluate, paths
+from bloodcell_lib import evaluate, evidence, explained, limits, paths
 from bloodcell_lib.cells import COLOURS, TITLES
 from bloodcell_lib.compare import study_table
 from bloodcell_lib.data import CellImages
@@ -39,6 +41,7 @@ GROUP_COLOURS = {
     "cv": GREY,
 }
 TRAIN, VALIDATION = "#D55E00", "#0072B2"
+BEHIND = {"facecolor": "w", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # of words that lines would strike out
 CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
 
 
@@ -70,7 +73,8 @@ def training_curves(records: Sequence[Record]) -> Figure:
             ax.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.25, linewidth=0)
             if part == "validation" and what == "accuracy":
                 last = y.mean(0)[-1]
-                ax.annotate(f"{last:.1f} %", (epochs, last), (0, -12), textcoords="offset points", ha="right", size=8)
+                look = {"textcoords": "offset points", "ha": "right", "size": 8}
+                ax.annotate(f"{last:.1f} %", (epochs, last), (0, -14), bbox=BEHIND, zorder=5, **look)
         ax.set(xlabel="epoch", ylabel="accuracy (%)" if what == "accuracy" else "loss")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if epochs < 3:
@@ -228,16 +232,29 @@ def per_class_f1(records: Sequence[Record]) -> Figure:
     return figure
 
 
+ANALYSED = evidence.FIGURES | explained.FIGURES | limits.FIGURES  # name -> name of the analysis, function of it
+
+
+def analysed(name: str, found: Mapping[str, Any]) -> Figure:
+    """One of the figures in ANALYSED. Raises BloodcellError where its analysis is not among those `found`."""
+    which, draw = ANALYSED[name]
+    if which not in found:
+        raise BloodcellError(f"{name} needs an analysis that is not recorded: run `bloodcell trust --only {which}`.")
+    return draw(found[which])
+
+
 def draw_all(
     records: Sequence[Record],
     study: Sequence[Record],
+    found: Mapping[str, Any],
     cells: CellImages | None = None,
     folder: Path = paths.FIGURES,
     stamp: str | None = None,
 ) -> dict[str, list[Path]]:
     """Draws into `folder` every figure that the records allow; gives the paths by the figure's name.
 
-    records: of the main runs; study: of the study, the same list except in the demo. cells None: the sample sheet
+    records: of the main runs; study: of the study, the same list except in the demo; found: the analyses, by name, of
+    which those that are not there are passed over. cells None: the sample sheet
     shows synthetic cells, and the class counts come from data/manifest.csv, if it is there. What cannot be drawn is
     said in a warning: without records that is all but the images and the network.
     """
@@ -252,6 +269,7 @@ def draw_all(
         "model_comparison": lambda: model_comparison(table),
         "confusion_matrix": lambda: confusion_matrix(records),
         "per_class_f1": lambda: per_class_f1(records),
+        **{name: functools.partial(analysed, name, found) for name, (which, _) in ANALYSED.items() if which in found},
     }
     if counted is not None:
         drawers = {"class_distribution": lambda: class_distribution(counted), **drawers}

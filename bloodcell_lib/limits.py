@@ -5,6 +5,7 @@ Each takes the `result` of an analysis as its file keeps it, and draws no cell, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bloodcell_lib.cells import CLASS_MAP, COLOURS, TITLES
 from bloodcell_lib.corrupt import CORRUPTIONS, corrupt
+from bloodcell_lib.explain import drawn
 from bloodcell_lib.style import GREY, INK, WIDTH, canvas, styled
 from bloodcell_lib.unknown import SCORES
 
@@ -30,8 +32,13 @@ ODD_TITLES = {"background": "Background", "blank": "Blank field", "noise": "Nois
 
 
 @styled
-def corruption_sheet(image: Tensor, severities: tuple[int, ...] = (1, 3, 5), source: str = "a drawn cell") -> Figure:
-    """One picture, uint8 (3, H, H), under every corruption: a column each, a row for each severity."""
+def corruption_sheet(image: Tensor | None = None, severities: tuple[int, ...] = (1, 3, 5), source: str = "") -> Figure:
+    """One picture, uint8 (3, H, H), under every corruption: a column each, a row for each severity.
+
+    image: default a drawn neutrophil, as the source then says.
+    """
+    if image is None:
+        image, source = drawn(224, 240)[CLASS_MAP["neutrophil"]], "a drawn cell"
     side = (WIDTH - 0.35) / len(CORRUPTIONS)
     figure, axes = canvas(
         len(severities) * side + 0.3, f"{source}; rows: severity", nrows=len(severities), ncols=len(CORRUPTIONS)
@@ -137,3 +144,11 @@ def site_fall(result: dict[str, Any], source: str) -> Figure:
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     return figure
+
+
+# Figures that need nothing but their analysis: name of the file, of the analysis, function of the whole analysis.
+FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
+    "corruption_curves": ("robustness", lambda content: corruption_curves(content["result"])),
+    "corruption_sheet": ("robustness", lambda _: corruption_sheet()),
+    "unknown_scores": ("unknown", lambda content: unknown_scores(content["result"])),
+}

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import pandas as pd
 import torch
 
 from bloodcell_lib import evaluate, models, paths, plans
+from bloodcell_lib.analysis import load_analyses
 from bloodcell_lib.compare import claims_table, study_table
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
-from bloodcell_lib.records import Predictions, Record
+from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
 
 DASH = "--"
@@ -71,15 +72,22 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Study:
-    """The records of one profile and what follows from them, each computed once."""
+    """The records of one profile and what follows from them, each computed once; the analyses of its networks."""
 
     records: list[Record]
     profile: str
+    analyses: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, records: Sequence[Record], profile: str) -> Study:
+    def of(cls, records: Sequence[Record], profile: str, analyses: dict[str, Any] | None = None) -> Study:
         """Leaves out runs with a recipe changed by hand."""
-        return cls([record for record in records if record.experiment in EXPERIMENTS], profile)
+        return cls([record for record in records if record.experiment in EXPERIMENTS], profile, analyses or {})
+
+    @classmethod
+    def read(cls, results: Path, profile: str) -> Study:
+        """What lies in `results/<profile>`."""
+        folder = Path(results) / profile
+        return cls.of(load_records(folder), profile, load_analyses(folder))
 
     @cached_property
     def table(self) -> pd.DataFrame:

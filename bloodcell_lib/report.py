@@ -60,7 +60,7 @@ def generate(
     gives is printed as a dash, so that a part of a study makes a report too, and so does none of it.
     """
     profile = profile or published_profile(results)
-    return write(Study.of(load_records(Path(results) / profile), profile), folder, stamp)
+    return write(Study.read(results, profile), folder, stamp)
 
 
 def write(study: Study, folder: Path, stamp: str | None = None) -> list[Path]:

@@ -43,6 +43,7 @@ def sentences(study: Study) -> dict[str, str]:
         "CvSentence": cross_validation(study),
         "ClassSentence": classes(study),
         "ConfusionSentence": mistakes(study),
+        "TrustSentence": trust(study),
         "ClosingSentence": closing(study),
     }
 
@@ -256,6 +257,20 @@ def mistakes(study: Study) -> str:
     return (
         f"Of {plural(wrong, 'mistake')} in {count(len(labels))} predictions, the most frequent "
         f"{'are' if len(rows) > 1 else 'is'} {join(rows)}."
+    )
+
+
+def trust(study: Study) -> str:
+    """Who judged which images in the analyses of probabilities."""
+    if "trust" not in study.analyses:
+        return "Its analyses are not recorded yet."
+    result = study.analyses["trust"]["result"]
+    folds = len(result["runs"])
+    who = "the networks of cross-validation" if folds > 1 else f"one network ({escape(result['runs'][0])})"
+    its = "their" if folds > 1 else "its"
+    return (
+        f"The probabilities are those of {who}, on {count(result['images'])} images outside {its} training, with "
+        "temperature, thresholds and sets fitted on other parts than they are judged on."
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from bloodcell_lib import evaluate
 from bloodcell_lib.numbers import DASH, Study, count, escape, number, plain, signed, without_source
 from bloodcell_lib.plans import STUDY
+from bloodcell_lib.unknown import SCORES
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
 # What the recipe's fields are called; (part of the configuration, field, words).
@@ -45,7 +46,7 @@ class Table:
 
 def tables(study: Study) -> dict[str, str]:
     """File name -> LaTeX of a tabular."""
-    makers = (recipe, models, ablations, per_class, claims)
+    makers = (recipe, models, ablations, per_class, claims, trust)
     return {f"{make.__name__}.tex": make(study).latex() for make in makers}
 
 
@@ -123,21 +124,96 @@ def per_class(study: Study) -> Table:
 
 
 def claims(study: Study) -> Table:
-    """The reference's claims, what its other files say, what is measured, and the verdict by the stated rule."""
-    rows = []
+    """The reference's claims, what its other files say, what is measured, and the verdict by the stated rule.
+
+    Claims without a measurement share the last row.
+    """
+    rows: list[Sequence[str] | str] = []
+    untested = []
     for key, row in study.claims.iterrows():
-        digits = 3 if key == "main_f1" else 1
-        bounds = [
-            signed(row[k], digits) if row["unit"] == "points" else number(row[k], digits) for k in ("low", "high")
-        ]
-        measured = escape(row["measured"].partition(" (")[0].removesuffix(" %")) or DASH
-        if row["measured"] and row["low"] < row["high"]:
-            measured += f" [{bounds[0]}, {bounds[1]}]"
         claim, elsewhere = (_shorter(text) for text in (row["claim"], without_source(row["elsewhere"])))
+        if not row["measured"]:
+            untested.append(f"{claim} ({row['stated']}; {elsewhere})")
+            continue
+        digits = 3 if key == "main_f1" else 1
+        measured = escape(row["measured"].partition(" (")[0].removesuffix(" %"))
+        if row["low"] < row["high"]:
+            sign = signed if row["unit"] == "points" else number
+            measured += f" [{sign(row['low'], digits)}, {sign(row['high'], digits)}]"
         rows.append((escape(claim), escape(row["stated"]), escape(elsewhere), measured, row["verdict"]))
+    if untested:
+        rows += [r"\midrule", rf"\multicolumn{{5}}{{@{{}}p{{\linewidth}}@{{}}}}{{{escape('; '.join(untested))}.}} \\"]
     # The third column breaks its lines: one claim there is a sentence.
     columns = r"ll>{\raggedright\arraybackslash}p{2.7cm}ll"
     return Table(columns, ("Claim", "Stated", "Its other files", "Measured [interval]", "Verdict"), rows)
+
+
+def trust(study: Study) -> Table:
+    """What the analyses of the trained networks found: a question, its measure, the value with its interval."""
+    found = {name: content["result"] for name, content in study.analyses.items()}
+    makers = {
+        "trust": _probabilities,
+        "shortcuts": _paint,
+        "explain": _heat,
+        "robustness": _corruptions,
+        "unknown": _unknown,
+        "labels": _labels,
+    }
+    rows = [row for name, make in makers.items() if name in found for row in make(found[name])]
+    return Table("llr", ("Question", "Measure", r"Found (\%)"), rows or [(DASH,) * 3])
+
+
+def _probabilities(result: dict) -> list[Sequence[str]]:
+    plain, looks = result["plain"], result["averaging"]
+    after, kept, sets = plain["after"], plain["abstention"]["0.995"], plain["sets"]["0.95"]
+    gain = np.mean(looks["tta"]["single"]) - np.mean(looks["plain"]["single"])
+    return [
+        ("Probabilities", "calibration error as trained", number(100 * plain["before"]["ece_mass"], 1)),
+        ("", "after temperature scaling", _share(after["ece_mass"], *after["ece_mass_interval"])),
+        (r"Abstention, 99.5\,\% asked", "cells kept", number(100 * kept["coverage"], 1)),
+        ("", "right among them", _share(kept["accuracy"], kept["low"], kept["high"])),
+        (r"Sets, 95\,\% asked", "true class inside", _share(sets["coverage"], sets["low"], sets["high"])),
+        ("Eight symmetries averaged", "accuracy gained", signed(100 * gain)),
+    ]
+
+
+def _paint(result: dict) -> list[Sequence[str]]:
+    kinds = {"cell_alone": ("Painted over", "cell alone"), "background_alone": ("", "background alone")}
+    rows = {key: result["conditions"][key] for key in kinds}
+    return [(*kinds[key], _share(row["accuracy"], row["low"], row["high"])) for key, row in rows.items()]
+
+
+def _heat(result: dict) -> list[Sequence[str]]:
+    more = result["location"]["inside_less_other"]
+    return [("Grad-CAM", "heat in the cell, less in another's", _share(more["mean"], more["low"], more["high"]))]
+
+
+def _corruptions(result: dict) -> list[Sequence[str]]:
+    mean = result["experiments"][result["experiment"]]["mean"]
+    words = f"mean accuracy, {len(result['corruptions'])} kinds"
+    return [("Corruptions", words, _share(mean["accuracy"], mean["low"], mean["high"]))]
+
+
+def _unknown(result: dict) -> list[Sequence[str]]:
+    rows = []
+    for kind, words in (("left_out", "A class left out"), ("main", "No cell")):
+        if each := list(result[kind].values()):
+            areas = {title: np.mean([one["scores"][key]["auroc"] for one in each]) for key, title in SCORES.items()}
+            best = max(areas, key=lambda title: areas[title])
+            rows.append((words, f"AUROC, {best}", number(100 * areas[best], 1)))
+    return rows
+
+
+def _labels(result: dict) -> list[Sequence[str]]:
+    wrong = result["wrong"]
+    return [("Labels", "wrong, by estimate", _share(wrong["share"], wrong["low"], wrong["high"]))]
+
+
+def _share(value: float | None, low: float | None, high: float | None) -> str:
+    """Fractions, of which there may be none, in per cent."""
+    if value is None or low is None or high is None:
+        return DASH
+    return f"{number(100 * value, 1)} [{number(100 * low, 1)}, {number(100 * high, 1)}]"
 
 
 SHORTER = {

@@ -21,7 +21,7 @@ from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.records import load_records
 from bloodcell_lib.reference import CLAIMS
 
-MAKERS = {name: getattr(documents, name) for name in ("results", "claims", "network", "evaluation")}
+MAKERS = {name: getattr(documents, name) for name in ("results", "claims", "trust", "network", "evaluation")}
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def test_the_same_for_every_network(config, pixels):
 
 
 def test_draw_all_writes_every_figure_twice(study, tmp_path, cells):
-    written = figures.draw_all(study, study, cells, tmp_path, stamp="synthetic demo")
+    written = figures.draw_all(study, study, {}, cells, tmp_path, stamp="synthetic demo")
     assert set(written) == set(EVERY)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.{s}" for n in EVERY for s in ("pdf", "png"))
     for pdf, png in written.values():
@@ -159,24 +159,28 @@ def test_the_stamp_is_readable(name, study, cells, tmp_path):
 def test_a_full_disk_is_no_missing_figure(study, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BloodcellError, match="Cannot write"):
-        figures.draw_all(study, study[:3], None, tmp_path / "file" / "figures")
+        figures.draw_all(study, study[:3], {}, None, tmp_path / "file" / "figures")
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch, cells):
     monkeypatch.setattr(paths, "MANIFEST", tmp_path / "absent.csv")
     records = records_of(tmp_path / "records", ["final"], (0,), images=64)
     with pytest.warns(UserWarning, match="was left out") as said:
-        written = figures.draw_all(records, [], None, tmp_path / "figures")
+        written = figures.draw_all(records, [], {}, None, tmp_path / "figures")
     assert set(written) == {"sample_sheet", "architecture", "training_curves"}
     assert len(said) == 4
     with pytest.warns(UserWarning, match="was left out"):
-        assert set(figures.draw_all([], [], cells, tmp_path)) == {"class_distribution", "sample_sheet", "architecture"}
+        assert set(figures.draw_all([], [], {}, cells, tmp_path)) == {
+            "class_distribution",
+            "sample_sheet",
+            "architecture",
+        }
 
 
 def test_figures_without_main(tmp_path, cells):
     records = records_of(tmp_path, ["no_se", "resnet18_full"], (0, 1), images=64)
     with pytest.warns(UserWarning, match="ablations was left out"):
-        written = figures.draw_all(records, records, cells, tmp_path / "figures")
+        written = figures.draw_all(records, records, {}, cells, tmp_path / "figures")
     assert set(written) == set(EVERY) - {"ablations"}
 
 

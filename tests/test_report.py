@@ -32,7 +32,7 @@ def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     write_records(root / "results" / "cpu", list(EXPERIMENTS))
     records = load_records(root / "results" / "cpu")
-    figures.draw_all(records, records, folder=root / "figures")
+    figures.draw_all(records, records, {}, folder=root / "figures")
     return root
 
 

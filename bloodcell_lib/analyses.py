@@ -1,0 +1,60 @@
+"""All analyses of trained networks: which there are, in which order, and those that a notebook asks for."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bloodcell_lib import analysis, paths, shelf
+from bloodcell_lib.analysis import Subject
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.records import Record
+
+NAMES = ("trust", "labels", "mistakes", "explain", "shortcuts", "robustness", "unknown")  # modules with an `analyse`
+
+
+def make(subject: Subject, names: Iterable[str] = NAMES) -> Iterator[Path]:
+    """Makes and records one analysis after the other; gives the file of each. Raises BloodcellError for another name,
+    before anything is made."""
+    names = list(names)
+    for name in names:
+        if name not in NAMES:
+            raise BloodcellError(f"Unknown analysis '{name}': choose from {', '.join(NAMES)}.")
+    for name in names:
+        yield analysis.record_analysis(name, subject, importlib.import_module(f"bloodcell_lib.{name}").analyse)
+
+
+def complete(
+    place: shelf.Shelf, experiment: str, device: str, data: str = "", skip_bad: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The analyses on a shelf, by name; of runs made on this machine, those that are absent or older are made first.
+
+    Nothing is made where the images or the weights of the runs are not at hand; what cannot be made, as of too few
+    images, is said in a warning.
+    """
+    runs, found = place.of(experiment), analysis.load_analyses(place.runs)
+    absent = [name for name in NAMES if name not in found or not fits(found[name], runs)]
+    if not absent or not place.own or not all((run.folder / "weights.safetensors").exists() for run in runs):
+        return found
+    cells = shelf.images_of(runs[0], data, skip_bad)
+    if cells is None:
+        return found
+    subject = Subject(place.profile, cells, experiment, device, paths.RUNS)
+    for name in absent:
+        try:
+            list(make(subject, [name]))
+        except BloodcellError as error:
+            warnings.warn(f"The analysis {name} was left out. {error}", stacklevel=2)
+    return analysis.load_analyses(place.runs)
+
+
+def fits(content: dict[str, Any], runs: list[Record]) -> bool:
+    """Whether an analysis tells of these runs: of their experiment and images, and made after them."""
+    return (
+        content["experiment"] == runs[0].experiment
+        and content["data"]["fingerprint"] == runs[0].info["data"]["fingerprint"]
+        and content["started"] >= max(run.info["ended"] for run in runs)
+    )

@@ -1,0 +1,211 @@
+"""What the analyses found, a sentence or two each, in plain text; every number in them is computed.
+
+The notebooks show them under their figures; the README and the report print some. `answer(question, found)` takes the
+analyses by name, as `analysis.load_analyses` gives them, and says of one that is absent how to make it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bloodcell_lib.cells import CLASS_MAP, TITLES
+from bloodcell_lib.unknown import SCORES
+
+Analysis = dict[str, Any]
+
+
+def answer(question: str, found: dict[str, Analysis]) -> str:
+    """The answer to one of QUESTIONS."""
+    name, tell = QUESTIONS[question]
+    if name not in found:
+        return f"Not recorded yet: run `bloodcell trust --only {name}`."
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", tell(found[name]["result"]))
+
+
+def calibration(result: Analysis) -> str:
+    """Calibration error before and after temperature scaling."""
+    before, after = (result["plain"][key] for key in ("before", "after"))
+    low, high = after["ece_mass_interval"]
+    temperature = np.mean(result["plain"]["temperatures"])
+    return (
+        f"The calibration error is {100 * before['ece_mass']:.1f} points as trained and {100 * after['ece_mass']:.1f} "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f}) at a temperature of {temperature:.2f}, fitted on other "
+        f"images (15 bins of equal mass; of equal width {100 * before['ece_width']:.1f} and "
+        f"{100 * after['ece_width']:.1f}). The Brier score goes from {before['brier']:.3f} to {after['brier']:.3f}, "
+        f"the negative log-likelihood from {before['nll']:.3f} to {after['nll']:.3f}."
+    )
+
+
+def abstention(result: Analysis) -> str:
+    """How many cells must go to a human for an accuracy on the rest."""
+    return " ".join(_kept(float(wanted), row) for wanted, row in result["plain"]["abstention"].items())
+
+
+def _kept(wanted: float, row: Analysis) -> str:
+    if not row["kept"]:
+        return f"For {100 * wanted:g} % on the rest, no threshold is high enough: all cells go to a human."
+    return (
+        f"For {100 * wanted:g} % on the rest, {100 * (1 - row['coverage']):.1f} % of the cells go to a human; of those "
+        f"kept, {100 * row['accuracy']:.1f} % are right ({_interval(row)})."
+    )
+
+
+def sets(result: Analysis) -> str:
+    """Coverage and size of prediction sets."""
+    told = [
+        f"Asked for {100 * float(level):g} %, the sets hold the true class for {100 * row['coverage']:.1f} % of the "
+        f"cells ({_interval(row)}; worst class {100 * row['worst_class']:.1f} %), with {row['size']:.2f} classes on "
+        "average."
+        for level, row in result["plain"]["sets"].items()
+    ]
+    return " ".join(told)
+
+
+def averaging(result: Analysis) -> str:
+    """What the eight symmetries, and several seeds, give."""
+    both = result["averaging"]
+    plain, tta = (100 * np.mean(both[key]["single"]) for key in ("plain", "tta"))
+    told = f"On {both['images']} validation images, one network alone is right on {plain:.1f} %, "
+    told += f"averaged over the eight symmetries on {tta:.1f} %"
+    if both["seeds"] > 1:
+        row = both["tta"]["ensemble"]
+        told += f", and {both['seeds']} seeds averaged as well on {100 * row['accuracy']:.1f} % ({_interval(row)})"
+    return f"{told}."
+
+
+def painting(result: Analysis) -> str:
+    """Accuracy on the cell alone, on the background alone, on another's background."""
+    alone, without = (result["conditions"][key] for key in ("cell_alone", "background_alone"))
+    less = result["other_less_same"]
+    return (
+        f"With the cell alone {100 * alone['accuracy']:.1f} % are right ({_interval(alone)}), with the background "
+        f"alone {100 * without['accuracy']:.1f} % ({_interval(without)}; chance {100 / len(TITLES):g} %). Another "
+        f"class's background, against one of the same class, changes accuracy by {less['points']:+.1f} points "
+        f"({less['low']:+.1f} to {less['high']:+.1f})."
+    )
+
+
+def heat(result: Analysis) -> str:
+    """How much of Grad-CAM's heat lies in the cell."""
+    where = result["location"]
+    gain = where["inside_less_other"]
+    return (
+        f"{where['inside']['mean']:.0%} of the heat lies in the cell, which fills {where['area']['mean']:.0%} of the "
+        f"picture: {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) more than "
+        f"in another image's cell. The hottest pixel lies in the cell in {where['hit']['mean']:.0%} of the pictures, "
+        f"the middle of the picture in {where['centre_hit']['mean']:.0%}."
+    )
+
+
+def sanity(result: Analysis) -> str:
+    """Whether the heat maps pass deletion and randomisation."""
+    centre = result["curves"]["deletion"]["centre"]["grad_cam_less"]
+    verdict = "better" if centre["high"] < 0 else "worse" if centre["low"] > 0 else "no better and no worse"
+    head, two = (result["randomisation"][key]["mean"] for key in ("head", "between_images"))
+    return (
+        f"By deletion, Grad-CAM is {verdict} than taking pixels away from the middle outwards (area under the curve "
+        f"{centre['mean']:+.3f}, {centre['low']:+.3f} to {centre['high']:+.3f}). With the last layer shuffled, maps "
+        f"keep a rank correlation of {head:.2f}, where two images' maps have {two:.2f}: they "
+        f"{'do' if head < two else 'do not'} depend on what was learnt there."
+    )
+
+
+def corruptions(result: Analysis) -> str:
+    """What is left on corrupted pictures, and under which least."""
+    own = result["experiments"][result["experiment"]]
+    left = {name: np.mean([step["accuracy"] for step in steps]) for name, steps in own["corrupted"].items()}
+    worst = sorted(left, key=lambda name: left[name])[:3]
+    named = ", ".join(f"{result['corruptions'][name]['title'].lower()} ({100 * left[name]:.0f} %)" for name in worst)
+    told = (
+        f"Of {100 * own['clean']['accuracy']:.1f} %, {100 * own['mean']['accuracy']:.1f} % are left on average over "
+        f"corruptions and severities ({_interval(own['mean'])}); least under {named}."
+    )
+    if own["mce"] is not None:
+        told += f" The mean corruption error is {100 * own['mce']:.0f} % of {result['baseline']}'s."
+    for name, rival in result["experiments"].items():
+        if name not in (result["experiment"], result["baseline"]):
+            change = rival["difference"]
+            told += (
+                f" {name}: {change['points']:+.1f} points on average ({change['low']:+.1f} to {change['high']:+.1f})."
+            )
+    return told
+
+
+def unknown(result: Analysis) -> str:
+    """How well the unknown is told from the known, by each score on average."""
+    told = []
+    for kind, words in (("left_out", "a class that was left out of training"), ("main", "pictures of no cell")):
+        if result[kind]:
+            auroc = {s: np.mean([row["scores"][s]["auroc"] for row in result[kind].values()]) for s in SCORES}
+            rates = {s: np.mean([row["scores"][s]["fpr95"] for row in result[kind].values()]) for s in SCORES}
+            scores = ", ".join(f"{SCORES[s]} {auroc[s]:.3f}" for s in SCORES)
+            best = max(auroc, key=lambda s: auroc[s])
+            told.append(
+                f"For {words} the mean AUROC is {scores}; with {SCORES[best]}, {100 * rates[best]:.0f} % of the "
+                f"unknown pass where {100 * result['tpr']:g} % of the known do."
+            )
+    if result["missing"]:
+        absent = [TITLES[CLASS_MAP[name]].lower() for name in result["missing"]]
+        told.append(f"Without a network that was kept from it: {', '.join(absent)}.")
+    return " ".join(told)
+
+
+def labels(result: Analysis) -> str:
+    """How many labels are suspected, and what training without them gives."""
+    wrong, clean = result["wrong"], result["cleaned"]
+    told = (
+        f"{result['suspected']} of {result['images']:,} labels are suspected. The estimated share of wrong ones, "
+        f"{100 * wrong['share']:.1f} % ({_interval(wrong)}), holds the networks' own surest mistakes too."
+    )
+    if clean:
+        change = clean["difference"]
+        told += (
+            f" Training without the suspects changes accuracy on untouched folds by {change['mean']:+.2f} points "
+            f"({change['low']:+.2f} to {change['high']:+.2f})."
+        )
+    return told
+
+
+def finer(result: Analysis) -> str:
+    """Which finer type is hardest, and whether teaching the finer types helps."""
+    rows = [row for row in result["finer"] if row["finer"]]
+    told = []
+    if rows:
+        worst = min(rows, key=lambda row: row["recall"])
+        told.append(
+            f"Hardest is the {worst['finer']}: {100 * worst['recall']:.1f} % of {worst['images']} ({_interval(worst)})."
+        )
+    if taught := result["finer_labels"]:
+        row = taught[0]
+        told.append(
+            f"A network that is taught the finer types, its probabilities added up, changes accuracy by "
+            f"{row['mean']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}; {row['seeds']} seed(s))."
+        )
+    else:
+        told.append("No network that was taught the finer types is recorded.")
+    return " ".join(told)
+
+
+def _interval(row: Analysis) -> str:
+    """Of fractions."""
+    return f"95 % interval {100 * row['low']:.1f} to {100 * row['high']:.1f} %"
+
+
+# Name -> (the analysis that answers it, how).
+QUESTIONS: dict[str, tuple[str, Callable[[Analysis], str]]] = {
+    "calibration": ("trust", calibration),
+    "abstention": ("trust", abstention),
+    "sets": ("trust", sets),
+    "averaging": ("trust", averaging),
+    "painting": ("shortcuts", painting),
+    "heat": ("explain", heat),
+    "sanity": ("explain", sanity),
+    "corruptions": ("robustness", corruptions),
+    "unknown": ("unknown", unknown),
+    "labels": ("labels", labels),
+    "finer": ("mistakes", finer),
+}
