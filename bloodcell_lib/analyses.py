@@ -42,7 +42,7 @@ def complete(
     cells = shelf.images_of(runs[0], data, skip_bad)
     if cells is None:
         return found
-    subject = Subject(place.profile, cells, experiment, device, paths.RUNS)
+    subject = Subject(runs[0].profile, cells, experiment, device, paths.RUNS)
     for name in absent:
         try:
             list(make(subject, [name]))

@@ -7,6 +7,8 @@ wrong label, or a hard cell whose label is right. Only an expert at the picture 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from bloodcell_lib.cells import NAMES
@@ -19,9 +21,10 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     From each pair of classes as many are taken as `joint` estimates, those whose probabilities differ most ("prune by
     noise rate" in the paper); ordered by self-confidence, the probability of the label given.
     """
-    from cleanlab.filter import find_label_issues  # here, as below: it takes a second to load
-
     _check(labels, probabilities)
+    with warnings.catch_warnings():  # in a notebook its progress bar asks for widgets
+        warnings.simplefilter("ignore")
+        from cleanlab.filter import find_label_issues  # here, as below: it takes a second to load
     # One process: several would take longer to start than the search does.
     found = find_label_issues(labels, probabilities, n_jobs=1)
     at = np.flatnonzero(found)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bloodcell_lib import notebooks, paths
+from bloodcell_lib import analyses, notebooks, paths
+from bloodcell_lib.figures import ANALYSED
 from bloodcell_lib.plans import STUDY
 
 NAMES = tuple(path.stem for path in notebooks.available().values())
@@ -88,10 +89,19 @@ def test_what_is_told_is_what_was_recorded(demo):
     assert all(f"{name}" in table for name in STUDY)
 
 
+def test_every_analysis_is_made_and_told(demo):
+    home, _ = demo
+    assert {path.stem for path in (home / "analyses").iterdir()} == set(analyses.NAMES)
+    for name in ("04_evaluation", "05_figures"):
+        told = printed(home / "notebooks" / f"{name}.ipynb")
+        assert "calibration error" in told and "mean AUROC" in told and "labels are suspected" in told
+        assert "Not recorded yet" not in told and "Warning" not in told
+
+
 def test_every_figure_of_a_demo_says_so(demo):
     home, _ = demo
     figures = sorted((home / "figures").glob("*.png"))
-    assert len(figures) >= 12
+    assert len(figures) >= 12 + len(ANALYSED)
     unstamped = set()
     for path in figures:
         assert path.with_suffix(".pdf").exists()
