@@ -144,7 +144,7 @@ def painted_examples(pixels: int = 96, crop: int | None = 240, cells: CellImages
         cells = CellImages(images, torch.arange(8), tuple(map(str, range(8))), ("",) * 8, SYNTHETIC)
     shown = paint(cells.subset(range(min(8, len(cells))))).images
     names = [name for name in CONDITIONS if name != "swapped_same" or cells.source != SYNTHETIC]
-    words = 1.87  # inches, left of the pictures
+    words = 1.9  # inches, left of the pictures
     side = (WIDTH - words) / 8
     figure, axes = canvas(len(names) * side, f"Pictures: {cells.source}", nrows=len(names))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.005, wspace=0, hspace=0)

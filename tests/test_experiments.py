@@ -72,7 +72,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
         *("lr_constant", "lr_step", "aug_none", "aug_flips", "aug_flips_rotation"),
     ]
     folds = [f"cv_fold{k}" for k in range(5)]
-    extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds, "finer_labels"]
+    extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
+    extra += ["growing_images", "finer_labels"]
     remedies = ["group_norm", "stain_jitter", "grey_world"]
     pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
     cleaning = [*pairs, *(f"cv_clean{k}" for k in range(5))]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from small_runs import FOLDS, trained
 
-from bloodcell_lib import analysis, labels, noise
+from bloodcell_lib import analysis, labels, noise, paths
 from bloodcell_lib.cells import NAMES, TITLES
 from bloodcell_lib.records import load_records
 
+REAL = paths.data_folder()  # now: a fixture below names drawn images in its place
 PAIRS = [(f"cv_pair{j}{k}", 0) for j, k in itertools.combinations(range(5), 2)]
 
 
@@ -78,10 +79,9 @@ def test_training_without_suspects_is_compared_on_the_same_images(tmp_path, monk
         assert labels.cleaned(replace(subject, runs=tmp_path / "nowhere")) is None
 
 
-@pytest.mark.skipif(not analysis.paths.data_folder(), reason="needs the real images")
+@pytest.mark.skipif(REAL is None, reason="needs the real images")
 def test_names_of_real_images_tell_finer_types():
-    folder = analysis.paths.data_folder()
-    names = [path.name for path in (folder / "train" / NAMES[3]).iterdir()]
+    names = [path.name for path in (REAL / "train" / NAMES[3]).iterdir()]
     kinds = {name: labels.finer_type(name, 3) for name in names}
     assert {"myelocyte", "metamyelocyte", "promyelocyte"} & set(kinds.values())
     # "IG" alone says no more than the class does.

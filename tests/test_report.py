@@ -152,8 +152,9 @@ def test_numbers_are_those_of_the_records(whole, tmp_path):
     assert (macros["ReferenceCorrect"], macros["ReferenceLow"], macros["ReferenceHigh"]) == ("636", "98.4", "99.8")
     assert macros["DescribedParameters"] == "299,866"
     claims = (tmp_path / "claims.tex").read_text()
-    assert claims.count("cannot be tested") == 7 + 5  # five levels, which `cpu` does not test
-    assert claims.count(r" \\") == 22
+    assert claims.count("cannot be tested") == 5  # levels, which `cpu` does not test
+    assert claims.count(";") == 2 * 7 - 1 and "Peak GPU memory (4.2 GB; 4.2 GB, with 6.3 M)" in claims  # not measured
+    assert claims.count(r" \\") == 16
 
 
 def test_full_is_preferred_to_cpu(tmp_path):
