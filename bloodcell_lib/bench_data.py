@@ -58,13 +58,28 @@ def second_load(folder: Path, pixels: int) -> Work:
     return work
 
 
-def pillow_loop(folder: Path, pixels: int) -> Work:
-    """What a notebook does: open, convert, resize, stack; nothing is checked and nothing kept."""
+def pillow_loop(folder: Path, pixels: int, crop: int | None = None, last: bool = False) -> Work:
+    """What a notebook does: open, convert, resize, stack; nothing is checked and nothing kept.
+
+    crop: cut out the middle of so many pixels; `last` does it after resizing the whole, to the same scale.
+    """
     files = sorted(folder.glob("train/*/*.jpg"))
 
+    def middle(image: Image.Image, side: int) -> Image.Image:
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+
+    def picture(path: Path) -> Image.Image:
+        image = Image.open(path).convert("RGB")
+        if crop is None:
+            return image.resize((pixels, pixels))
+        if not last:
+            return middle(image, crop).resize((pixels, pixels))
+        whole = tuple(round(side * pixels / crop) for side in image.size)
+        return middle(image.resize(whole), pixels)
+
     def work() -> int:
-        images = [np.asarray(Image.open(path).convert("RGB").resize((pixels, pixels))) for path in files]
-        return len(torch.from_numpy(np.stack(images)))
+        return len(torch.from_numpy(np.stack([np.asarray(picture(path)) for path in files])))
 
     return work
 
@@ -81,6 +96,18 @@ def loading(folder: Path, pixels: int, repetitions: int, say: Say) -> Comparison
     with lanes(contenders):
         title = f"{len(list(folder.glob('train/*/*.jpg')))} JPEG files to {pixels} pixels"
         return race(Comparison(title, "plain Pillow loop", notes=notes), contenders, repetitions, say)
+
+
+def cropping(folder: Path, pixels: int, crop: int, repetitions: int, say: Say) -> Comparison:
+    """A plain loop that crops before it resizes against one that crops after it."""
+    threads = torch.get_num_threads()
+    orders = {"resize, then crop": True, "crop, then resize": False}
+    contenders = {
+        name: [Lane("cpu", threads, pillow_loop, folder, pixels, crop, last)] for name, last in orders.items()
+    }
+    with lanes(contenders):
+        title = f"plain Pillow loop, the middle {crop} pixels to {pixels}"
+        return race(Comparison(title, next(iter(orders))), contenders, repetitions, say)
 
 
 # Predicting
