@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_lib.cells import CLASS_MAP, TITLES
-from bloodcell_lib.unknown import SCORES
+from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
 
@@ -140,8 +140,7 @@ def unknown(result: Analysis) -> str:
     told = []
     for kind, words in (("left_out", "a class that was left out of training"), ("main", "pictures of no cell")):
         if result[kind]:
-            auroc = {s: np.mean([row["scores"][s]["auroc"] for row in result[kind].values()]) for s in SCORES}
-            rates = {s: np.mean([row["scores"][s]["fpr95"] for row in result[kind].values()]) for s in SCORES}
+            auroc, rates = (means(result[kind], measure) for measure in ("auroc", "fpr95"))
             scores = ", ".join(f"{SCORES[s]} {auroc[s]:.3f}" for s in SCORES)
             best = max(auroc, key=lambda s: auroc[s])
             told.append(

@@ -10,7 +10,7 @@ import numpy as np
 from bloodcell_lib import evaluate
 from bloodcell_lib.numbers import DASH, Study, count, escape, number, plain, signed, without_source
 from bloodcell_lib.plans import STUDY
-from bloodcell_lib.unknown import SCORES
+from bloodcell_lib.unknown import SCORES, means
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
 # What the recipe's fields are called; (part of the configuration, field, words).
@@ -197,10 +197,10 @@ def _corruptions(result: dict) -> list[Sequence[str]]:
 def _unknown(result: dict) -> list[Sequence[str]]:
     rows = []
     for kind, words in (("left_out", "A class left out"), ("main", "No cell")):
-        if each := list(result[kind].values()):
-            areas = {title: np.mean([one["scores"][key]["auroc"] for one in each]) for key, title in SCORES.items()}
-            best = max(areas, key=lambda title: areas[title])
-            rows.append((words, f"AUROC, {best}", number(100 * areas[best], 1)))
+        if result[kind]:
+            areas = means(result[kind], "auroc")
+            best = max(areas, key=lambda score: areas[score])
+            rows.append((words, f"AUROC, {SCORES[best]}", number(100 * areas[best], 1)))
     return rows
 
 

@@ -142,6 +142,11 @@ def separation(known: np.ndarray, unknown: np.ndarray, resamples: int = 1_000, s
     return result
 
 
+def means(rows: dict[str, dict[str, Any]], measure: str) -> dict[str, float]:
+    """Each score's `measure` (auroc, fpr95), its mean over what `compare` says of several kinds of the unknown."""
+    return {score: float(np.mean([row["scores"][score][measure] for row in rows.values()])) for score in SCORES}
+
+
 def _auroc(known: np.ndarray, unknown: np.ndarray, times: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For images that count `times` (draws, n) and `others` (draws, m): (draws,). Ties count a half."""
     wins = (known[:, None] > unknown).astype(np.float32) + 0.5 * (known[:, None] == unknown)  # (n, m)
