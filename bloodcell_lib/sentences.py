@@ -35,6 +35,8 @@ def sentences(study: Study) -> dict[str, str]:
         "StepVerdict": effect(study, "lr_step"),
         "AugmentationVerdict": effect(study, "aug_none"),
         "DepthVerdict": effect(study, "as_described"),
+        "ChangesSentence": changes(study),
+        "FlipsSentence": flips(study),
         "GainsSentence": gains(study),
         "ClaimsSentence": claims(study),
         "HolmSentence": holm(study),
@@ -134,6 +136,36 @@ def effect(study: Study, without: str) -> str:
         verb = "raises" if low > 0 else "lowers"
         return rf"{verb} accuracy by {number(abs(gain), 2)} points ({interval}, {plural(seeds, 'seed')})"
     return rf"makes no difference that {plural(seeds, 'seed')} can show ({signed(gain)} points, {interval})"
+
+
+def changes(study: Study) -> str:
+    """Which single changes of the main recipe move accuracy, by the rule at the top; the largest first."""
+    names = [name for name, row in STUDY.items() if row.group not in ("main", "baseline")]
+    rows = [row for name in names if (row := study.row(name)) and row["common_seeds"]]
+    if not rows:
+        return "No change to the main recipe is measured yet."
+    moved = sorted((row for row in rows if row["low"] > 0 or row["high"] < 0), key=lambda row: -abs(row["difference"]))
+    told = [
+        rf"{row['title'][0].lower()}{escape(row['title'][1:])} ({signed(row['difference'])} points, 95\,\% interval "
+        rf"{signed(row['low'])} to {signed(row['high'])})"
+        for row in moved
+    ]
+    first = f"Of {plural(len(rows), 'single change')} to the main recipe, "
+    if not moved:
+        return f"{first}none moves accuracy."
+    return f"{first}{len(moved)} move{'s' * (len(moved) == 1)} accuracy: {join(told)}."
+
+
+def flips(study: Study) -> str:
+    """What flips alone say about the main recipe's augmentation, where they say anything by the rule at the top."""
+    row = study.row("aug_flips")
+    if not row or not row["common_seeds"] or not row["low"] > 0:
+        return ""
+    return (
+        rf"The reference's augmentation is a case of its own. Flips alone reach {number(100 * row['mean'], 2)}\,\%"
+        f": in {study.budget.epochs} epochs, what rotation, scale, shifts and colour add to them costs more than it "
+        "gives. Whether a longer training would turn this round, these runs cannot say."
+    )
 
 
 def gains(study: Study) -> str:

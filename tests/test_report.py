@@ -221,6 +221,24 @@ def test_an_absent_experiment_is_not_measured():
     assert sentences.effect(with_rows(), "no_se") == "has not been measured yet"
 
 
+def test_the_changes_that_move_accuracy_are_named_the_largest_first():
+    rows = {
+        "no_se": difference(-1, -2, -0.5) | {"title": "No squeeze-and-excitation"},
+        "lr_step": difference(0.5, -1, 2) | {"title": "Step decay"},
+        "aug_flips": difference(5, 3, 7) | {"title": "Flips", "mean": 0.96},
+        "simple_cnn": difference(-20, -21, -19) | {"title": "SimpleCNN"},
+    }
+    assert sentences.changes(with_rows(**rows)) == (
+        r"Of 3 single changes to the main recipe, 2 move accuracy: flips ($+$5.00 points, 95\,\% interval $+$3.00 to "
+        r"$+$7.00) and no squeeze-and-excitation ($-$1.00 points, 95\,\% interval $-$2.00 to $-$0.50)."
+    )
+    assert "Flips alone reach 96.00" in sentences.flips(with_rows(**rows))
+    rows = {"aug_flips": difference(1, -1, 3) | {"title": "Flips", "mean": 0.96}}
+    assert sentences.changes(with_rows(**rows)) == "Of 1 single change to the main recipe, none moves accuracy."
+    assert sentences.flips(with_rows(**rows)) == ""
+    assert sentences.changes(with_rows()) == "No change to the main recipe is measured yet."
+
+
 @pytest.mark.parametrize(
     ("full", "words"),
     [(-4, "It is at least halved for all of them"), (-6, "It is halved for none of them")],
