@@ -28,7 +28,8 @@ class AugmentConfig:
     flips: horizontal and vertical, each with probability 1/2. rotation: degrees to either side. scale: lowest and
     highest factor, above 1 enlarges. translate: largest shift as a share of the side. brightness, contrast,
     saturation: factors from 1 - x to 1 + x. hue: share of a full turn, to either side. blur: largest sigma of a
-    Gaussian in pixels, from 0. stain: the densities of haematoxylin and eosin, each times a factor from 1 - x to 1 + x
+    Gaussian in pixels, from 0. turns: by 0 to 3 quarters, each as likely, which with flips makes the eight
+    symmetries of the square. stain: the densities of haematoxylin and eosin, each times a factor from 1 - x to 1 + x
     (Tellez et al. 2018).
     """
 
@@ -42,11 +43,12 @@ class AugmentConfig:
     hue: float = 0.1
     blur: float = 0.0
     stain: float = 0.0
+    turns: bool = False
 
     @property
     def moves(self) -> bool:
         """Whether any part of the geometry beyond flips is on."""
-        return bool(self.rotation or self.translate or tuple(self.scale) != (1.0, 1.0))
+        return bool(self.rotation or self.turns or self.translate or tuple(self.scale) != (1.0, 1.0))
 
     @property
     def colours(self) -> bool:
@@ -86,9 +88,11 @@ class Augment:
         brightness, contrast, saturation = (uniform(1 - v, 1 + v) for v in (c.brightness, c.contrast, c.saturation))
         hue, sigma = uniform(-c.hue, c.hue), uniform(0, c.blur)
 
+        if c.turns:  # drawn only here, as the stains below: a draw that older runs had not would change them
+            angle = angle + 90 * torch.randint(0, 4, (n,), generator=generator, device=batch.device)
         if c.moves or c.flips:
             x = affine(x, angle, scale, shift, flip_x, flip_y)
-        if c.stain:  # drawn only here: a draw that older runs had not would change them
+        if c.stain:
             x = scale_stains(x, uniform(1 - c.stain, 1 + c.stain), uniform(1 - c.stain, 1 + c.stain))
         if c.colours:
             x = recolour(x, brightness, contrast, saturation, hue)

@@ -124,7 +124,7 @@ def train(
     task.plan()  # a wrong name or value is told before any image is read
     _check_device(device)
     there = (task.folder / "record.json").exists()
-    cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
+    cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad, view=task.view)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
     record = experiments.run(task, cells)
     final, best = record.info["final_validation_accuracy"], record.info["best_validation_accuracy"]
@@ -163,7 +163,8 @@ def study(
     budget = rows.profile(budget.study or budget.name)
     tasks = many.grid(_names(experiments), _seeds(seeds) or None, budget.name, progress=False)
     folder = rows.image_folder(data, profile)
-    rows.load_images(budget.name, folder, skip_bad)  # decoded once, before workers would each do it
+    for view in dict.fromkeys(task.view for task in tasks):  # decoded once, before workers would each do it
+        rows.load_images(budget.name, folder, skip_bad, view=view)
     with many.live_table() as show, _executor(workers, dask) as executor:
         done = many.run_all(tasks, folder, executor, skip_bad, show=show)
     failed = [row for row in done if row.state == "failed"]

@@ -20,7 +20,8 @@ from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 ALONE = ("cv", "cv_pair", "cv_clean", "unknown")  # groups of rows that are no rivals of the main model
-BEYOND = ("labels", "robustness", "speed")  # groups of rows that the reference's study does not have
+BEYOND = ("labels", "robustness", "speed", "lever")  # groups of rows that the reference's study does not have
+BASES = {"lever": "aug_flips"}  # what a group of rows is compared with, where it is not the main model
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
@@ -87,11 +88,11 @@ def study_table(
 
     title, group, profile, course (whether on the course's images), seeds, images (of one validation set), parameters,
     macs. Fractions: mean and std over seeds of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and
-    mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference` with low and
-    high, on common_seeds. p: exact McNemar; p_holm: the same corrected over a family, which is the reference's study
-    with the rows that mirror it, or one group beyond it. `difference` says how far to trust which. The folds of the
-    cross-validation, and networks that a class was kept from, are not compared. nan where nothing is shared with the
-    reference, or where it is absent. Raises BloodcellError for two records of one experiment and seed.
+    mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference`, or to what
+    `BASES` names for the group, with low and high, on common_seeds. p: exact McNemar; p_holm: the same
+    corrected over a family, which is the reference's study with the rows that mirror it, or one group beyond it.
+    `difference` says how far to trust which. The folds of the cross-validation, and networks that a class was kept
+    from, are not compared. nan where nothing is shared with the reference, or where it is absent. Raises BloodcellError for two records of one experiment and seed.
     """
     runs = _by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}
@@ -101,8 +102,9 @@ def study_table(
         finals = np.array([record.info["final_validation_accuracy"] for record in group])
         empty = frame.empty
         low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
-        compared = reference in frames and name != reference and info["group"] not in ALONE
-        against = difference(frame, frames[reference], resamples, seed) if compared else Difference()
+        base = BASES.get(info["group"], reference)
+        compared = base in frames and name != base and info["group"] not in ALONE
+        against = difference(frame, frames[base], resamples, seed) if compared else Difference()
         rows[name] = {
             "title": ", ".join([info["title"], *name.split("+")[1:]]),  # what was changed for a run by hand
             "group": info["group"],

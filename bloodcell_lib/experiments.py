@@ -60,10 +60,16 @@ class Task:
         """Where the run's last epoch is kept until it has a record."""
         return self.results / self.profile / ".checkpoints" / f"{self.name}-seed{self.seed}.pt"
 
+    @property
+    def view(self) -> tuple[int, int | None]:
+        """The side of the input, and the side of the crop, None for the whole photograph."""
+        return profile(self.profile).view(experiment(self.experiment))
+
     def plan(self) -> Experiment:
         """The experiment with the profile's epochs, this seed and the changes."""
         row, budget = experiment(self.experiment), profile(self.profile)
-        epochs = min(row.epochs or budget.epochs, budget.epochs)
+        epochs = max(1, round(budget.epochs * row.length))
+        epochs = min(row.epochs or epochs, epochs)
         train = replace(row.train, epochs=epochs, seed=self.seed)
         try:
             train = replace(train, **dict(self.changes))
@@ -89,10 +95,20 @@ def image_folder(given: Path | None, profile_name: str) -> Path:
     return synthetic.write(paths.RUNS / "demo" / "synthetic", per_class=60, test=40)
 
 
-def load_images(profile_name: str, folder: Path, skip_bad: bool = False, progress: bool = True) -> CellImages:
-    """The labelled images as a profile wants them: its size and crop, and no more of each class than it takes."""
+def load_images(
+    profile_name: str,
+    folder: Path,
+    skip_bad: bool = False,
+    progress: bool = True,
+    view: tuple[int, int | None] | None = None,
+) -> CellImages:
+    """The labelled images as a profile wants them: its size and crop, and no more of each class than it takes.
+
+    view: size and crop in place of the profile's, as `Task.view` gives them.
+    """
     budget = profile(profile_name)
-    cells = data.load(folder, budget.pixels, budget.crop, skip_bad=skip_bad, progress=progress)
+    pixels, crop = view or (budget.pixels, budget.crop)
+    cells = data.load(folder, pixels, crop, skip_bad=skip_bad, progress=progress)
     if budget.per_class is None:
         return cells
     labels = cells.labels.numpy()
@@ -152,12 +168,15 @@ def run(task: Task, cells: CellImages) -> Record:
     images; a demo's record makes way instead.
     """
     plan, budget = task.plan(), profile(task.profile)
+    pixels, crop = task.view
+    if cells.images.shape[-1] != pixels:
+        raise BloodcellError(f"{task.name} wants {pixels} pixels, not {cells.images.shape[-1]}: load them by its view.")
     config = {
         "model": asdict(plan.model),
         "train": asdict(plan.train),
         "augment": asdict(plan.augment),
-        "pixels": budget.pixels,
-        "crop": budget.crop,
+        "pixels": pixels,
+        "crop": crop,
         "per_class": budget.per_class,
         "part": plan.part,
     }
@@ -218,7 +237,7 @@ def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImage
         },
         "model": {
             "parameters": models.parameters(trainer.model),
-            "macs": models.macs(trainer.model, budget.pixels),
+            "macs": models.macs(trainer.model, config["pixels"]),
         },
         "history": result.history,
         "final_validation_accuracy": final,

@@ -184,22 +184,25 @@ def model_comparison(table: pd.DataFrame) -> Figure:
 
 @styled
 def confusion_matrix(records: Sequence[Record]) -> Figure:
-    """Counts and row shares, all seeds pooled, of one experiment (main, if it is there)."""
+    """Counts and row shares, all seeds pooled, of one experiment (main, if it is there).
+
+    Narrow, so that the scores by class stand beside it in the report.
+    """
     group = evaluate.leading(evaluate.validated(records))
     pooled = evaluate.pool(group)
     matrix = evaluate.confusion(pooled.labels, pooled.predicted)
     share = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
-    figure, ((ax,),) = canvas(3.75, f"{group[0].info['title']}, {_note(group)}, pooled; %: share of the row")
+    figure, ((ax,),) = canvas(2.9, f"{_note(group)}; %: of the row", width=3.3)
     ax.pcolormesh(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), edgecolors="w", linewidth=1)
     for i, j in itertools.product(range(8), range(8)):
         look = {"ha": "center", "color": "w" if share[i, j] > 0.4 else INK}
         if matrix[i, j]:
-            ax.text(j + 0.5, i + 0.53, f"{matrix[i, j]:,}", va="bottom", size=9, **look)
-            ax.text(j + 0.5, i + 0.59, f"{100 * share[i, j]:.1f} %", va="top", size=7, **look)
+            ax.text(j + 0.5, i + 0.53, f"{matrix[i, j]:,}", va="bottom", size=7.5, **look)
+            ax.text(j + 0.5, i + 0.56, f"{100 * share[i, j]:.1f} %", va="top", size=5.5, **look)
         else:
-            ax.text(j + 0.5, i + 0.5, "0", va="center", size=8, ha="center", color="#AAAAAA")
+            ax.text(j + 0.5, i + 0.5, "0", va="center", size=7, ha="center", color="#AAAAAA")
     words = [title.replace("Immature g", "Immature\ng") for title in TITLES]
-    ax.set_xticks(np.arange(8) + 0.5, words, rotation=35, ha="right", rotation_mode="anchor", linespacing=0.9)
+    ax.set_xticks(np.arange(8) + 0.5, TITLES, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(np.arange(8) + 0.5, words, linespacing=0.9)
     ax.set(ylim=(8, 0), xlabel="predicted", ylabel="label")
     ax.tick_params(length=0)

@@ -32,7 +32,6 @@ class Stage:
     stride: int
     expand: int
     squeeze_excite: bool = False
-    kernel: int = 3
 
 
 # Channels, resolutions and the place of squeeze-and-excitation are the reference's; it gives 1,840,228 parameters,
@@ -50,6 +49,13 @@ AS_DESCRIBED = (
     Stage(40, 2, stride=2, expand=6, squeeze_excite=True),
     Stage(80, 3, stride=2, expand=6, squeeze_excite=True),
 )
+# The same operations at 96 pixels and 1.43 M parameters, in fewer and wider blocks.
+BROAD = (
+    Stage(16, 1, stride=1, expand=1),
+    Stage(24, 2, stride=2, expand=6),
+    Stage(48, 5, stride=2, expand=6, squeeze_excite=True),
+    Stage(112, 7, stride=2, expand=6, squeeze_excite=True),
+)
 LITE = (
     Stage(16, 1, stride=2, expand=1),
     Stage(40, 2, stride=2, expand=6),
@@ -63,13 +69,14 @@ class ModelConfig:
 
     A field that is added later has the default that builds what was built before, so that older records stay true.
 
-    name: `deep_efficientnet`, `as_described`, `efficientnet_lite`, `simple_cnn` or `resnet18`.
+    name: `deep_efficientnet`, `as_described`, `broad`, `efficientnet_lite`, `simple_cnn` or `resnet18`.
     dropout: probability before the last linear layer.
     stochastic_depth: drop probability of the deepest block; it grows linearly from 0 at the first (Huang et al. 2016).
     squeeze_excite: False replaces every squeeze-and-excitation by the identity.
     finer: an output for each finer type (`finer.OUTPUTS`), which are learned and then added up to the eight classes.
     norm: `batch` or `group`, after every convolution.
     grey_world: each image's colours are balanced before they are standardised.
+    kernel: side of the depthwise kernels of the MBConv networks, odd.
     """
 
     name: str = "deep_efficientnet"
@@ -79,6 +86,7 @@ class ModelConfig:
     finer: bool = False
     norm: str = "batch"
     grey_world: bool = False
+    kernel: int = 3
 
     @property
     def outputs(self) -> int:
@@ -99,7 +107,7 @@ class MBConv(nn.Module):
         use_se = config.squeeze_excite and stage.squeeze_excite
         conv = partial(conv_norm, norm=config.norm)
         self.expand = conv(channels_in, hidden, 1) if stage.expand != 1 else nn.Identity()
-        self.depthwise = conv(hidden, hidden, stage.kernel, stride, groups=hidden)
+        self.depthwise = conv(hidden, hidden, config.kernel, stride, groups=hidden)
         self.squeeze_excite = SqueezeExcite(hidden, max(1, channels_in // 4)) if use_se else nn.Identity()
         self.project = conv(hidden, stage.channels, 1, activation=False)
         self.residual = stride == 1 and channels_in == stage.channels
@@ -214,6 +222,7 @@ def _resnet18(config: ModelConfig) -> nn.Module:
 NETWORKS = {
     "deep_efficientnet": partial(MBConvNet, DEEP),
     "as_described": partial(MBConvNet, AS_DESCRIBED),
+    "broad": partial(MBConvNet, BROAD),
     "efficientnet_lite": partial(MBConvNet, LITE),
     "simple_cnn": SimpleCNN,
     "resnet18": _resnet18,
@@ -223,12 +232,14 @@ NETWORKS = {
 def build(config: ModelConfig) -> Classifier:
     """The network that `config` names, with fresh weights from torch's global random state.
 
-    Raises BloodcellError for an unknown name or norm, or a probability outside [0, 1).
+    Raises BloodcellError for an unknown name or norm, an even kernel, or a probability outside [0, 1).
     """
     if config.name not in NETWORKS:
         raise BloodcellError(f"Unknown model '{config.name}': choose one of {', '.join(NETWORKS)}.")
     if config.norm not in NORMS:
         raise BloodcellError(f"Unknown norm '{config.norm}': choose one of {', '.join(NORMS)}.")
+    if config.kernel < 1 or config.kernel % 2 == 0:
+        raise BloodcellError(f"kernel is {config.kernel}: give an odd number.")
     for field in ("dropout", "stochastic_depth"):
         if not 0 <= getattr(config, field) < 1:
             raise BloodcellError(f"{field} is {getattr(config, field)}: give a probability of at least 0 and below 1.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.recipe import TrainConfig
+from bloodcell_lib.recipe import STRIDE, TrainConfig
 from bloodcell_lib.records import is_demo
 
 
@@ -21,6 +22,8 @@ class Experiment:
     out and trains on three; "clean0" to "clean4" is a fold whose training images with suspicious labels are left out;
     "without_<class>" is the split without one class on either side.
     epochs: at most so many, whatever the profile gives; 0 for no bound. seeds: the same, of its seeds.
+    crop: side of the central square of a photograph, in its pixels, in place of the profile's; 0 for the whole.
+    size, length: factors on the profile's side of an input and on its epochs.
     """
 
     name: str
@@ -32,6 +35,9 @@ class Experiment:
     part: str = "split"
     epochs: int = 0
     seeds: int = 0
+    crop: int | None = None
+    size: float = 1.0
+    length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Profile:
     seeds: tuple[int, ...]
     per_class: int | None = None
     study: str | None = None
+
+    def view(self, row: Experiment) -> tuple[int, int | None]:
+        """What `row` sees of a photograph: the side of its input, and the side of the crop, None for the whole."""
+        pixels = self.pixels if row.size == 1 else round(self.pixels * row.size / STRIDE) * STRIDE
+        return pixels, self.crop if row.crop is None else row.crop or None
 
     @property
     def disposable(self) -> bool:
@@ -68,6 +79,7 @@ PROFILES = {
 
 WITHOUT = "without_"  # before the class that a part leaves out
 
+_NETWORK, _MAIN, _FLIPS = ModelConfig(), TrainConfig(), replace(NONE, flips=True)
 _PLAIN = ModelConfig(dropout=0.0, stochastic_depth=0.0)
 _LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
@@ -80,6 +92,18 @@ def _baseline(name: str, title: str) -> Experiment:
 
 def _regularised(name: str, title: str, model: ModelConfig = _PLAIN, train: TrainConfig = _LOOSE) -> Experiment:
     return Experiment(f"reg_{name}", title, "regularisation", model, train)
+
+
+def _lever(
+    name: str,
+    title: str,
+    train: TrainConfig = _MAIN,
+    model: ModelConfig = _NETWORK,
+    view: dict[str, float] = {},  # noqa: B006
+    **augment: Any,
+) -> Experiment:
+    """The main recipe with flips as its only augmentation, and one thing more; a seed is enough to screen it."""
+    return Experiment(f"with_{name}", title, "lever", model, train, replace(_FLIPS, **augment), seeds=1, **view)
 
 
 def _named(*rows: Experiment) -> dict[str, Experiment]:
@@ -101,10 +125,8 @@ STUDY = _named(
     Experiment("lr_constant", "Constant rate", "schedule", train=TrainConfig(schedule="constant")),
     Experiment("lr_step", "Step decay", "schedule", train=TrainConfig(schedule="step")),
     Experiment("aug_none", "No augmentation", "augmentation", augment=NONE),
-    Experiment("aug_flips", "Flips", "augmentation", augment=replace(NONE, flips=True)),
-    Experiment(
-        "aug_flips_rotation", "Flips and rotation", "augmentation", augment=replace(NONE, flips=True, rotation=30.0)
-    ),
+    Experiment("aug_flips", "Flips", "augmentation", augment=_FLIPS),
+    Experiment("aug_flips_rotation", "Flips and rotation", "augmentation", augment=replace(_FLIPS, rotation=30.0)),
 )
 EXTRA = _named(
     *(
@@ -131,6 +153,26 @@ EXTRA = _named(
         )
         for cell in CELL_TYPES
     ),
+    # What may do better than flips alone, one thing at a time.
+    _lever("turns", "Flips and quarter turns", turns=True),
+    _lever("free_rotation", "Flips and any rotation", rotation=180.0),
+    _lever("scale", "Flips and scale", scale=(0.8, 1.25)),
+    _lever("wide_scale", "Flips and scale from a half to 2.5", scale=(0.5, 2.5)),
+    _lever("mild_colour", "Flips and mild colour", brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02),
+    _lever("stain", "Flips and stain jitter", stain=0.2),
+    _lever("mixup", "Mixup", TrainConfig(mixup=0.2)),
+    _lever("cutmix", "CutMix", TrainConfig(cutmix=1.0)),
+    _lever("average", "Averaged weights", TrainConfig(average=0.996)),
+    _lever("warm", "Higher rate, warmed up, more decay", TrainConfig(learning_rate=2e-3, warmup=3, weight_decay=0.05)),
+    _lever("sharpness", "Sharpness-aware steps", TrainConfig(sharpness=0.05)),
+    _lever("small_batch", "Batches of 16", TrainConfig(batch_size=16)),
+    _lever("growing", "Images that grow, twice as long", TrainConfig(start_size=0.5), view={"length": 2.0}),
+    _lever("longer", "Twice as long", view={"length": 2.0}),
+    _lever("close", "Central 200 pixels", view={"crop": 200}),
+    _lever("wide", "Central 300 pixels", view={"crop": 300}),
+    _lever("large", "A third larger", view={"size": 4 / 3}),
+    _lever("broad", "Fewer, wider blocks", model=ModelConfig("broad")),
+    _lever("broad_kernel", "Fewer, wider blocks, 5 x 5", model=ModelConfig("broad", kernel=5)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
     *(
         Experiment(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv_pair", part=f"pair{j}{k}", seeds=1)

@@ -22,7 +22,9 @@ class TrainConfig:
     `constant`; all after `warmup` epochs of linear rise. clip: largest gradient norm, 0 for none. average: decay of
     the exponential average of the weights that is evaluated and kept, 0 for none. precision: `float32`, `float16`
     or `bfloat16`; None takes float16 on CUDA and float32 elsewhere. start_size: the share of an image's side with
-    which training begins; see `side`.
+    which training begins; see `side`. mixup, cutmix: alpha of the Beta distribution of `mixing`, 0 for none.
+    sharpness: how far a step first climbs, as a length in the space of the weights, before it takes the gradient there
+    (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time.
     """
 
     epochs: int = 50
@@ -38,6 +40,9 @@ class TrainConfig:
     average: float = 0.0
     precision: str | None = None
     start_size: float = 1.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sharpness: float = 0.0
     seed: int = 0
     deterministic: bool = True
 
@@ -58,7 +63,7 @@ class TrainConfig:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give at least 0 and less than 1.")
         if not 0 < self.start_size <= 1:
             raise BloodcellError(f"start_size is {self.start_size}: give more than 0 and at most 1.")
-        for name in ("final_rate", "warmup", "weight_decay", "clip", "seed"):
+        for name in ("final_rate", "warmup", "weight_decay", "clip", "mixup", "cutmix", "sharpness", "seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give 0 or more.")
 

@@ -102,5 +102,6 @@ def images_of(record: Record, given: str = "", skip_bad: bool = False) -> CellIm
     if not given and paths.data_folder() is None and record.info["data"]["source"] != SYNTHETIC:
         return None
     folder = experiments.image_folder(Path(given) if given else None, "demo")
-    cells = experiments.load_images(record.profile, folder, skip_bad, progress=False)
+    view = record.info["config"]["pixels"], record.info["config"]["crop"]
+    cells = experiments.load_images(record.profile, folder, skip_bad, progress=False, view=view)
     return cells if cells.fingerprint == record.info["data"]["fingerprint"] else None

@@ -163,14 +163,14 @@ _ALONE = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)
-def _images(profile: str, folder: Path, skip_bad: bool) -> CellImages:
-    return experiments.load_images(profile, folder, skip_bad, progress=False)
+def _images(profile: str, folder: Path, skip_bad: bool, view: tuple[int, int | None]) -> CellImages:
+    return experiments.load_images(profile, folder, skip_bad, progress=False, view=view)
 
 
 def execute(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | None, float]:
     """Makes one run wherever it is called; returns its final validation accuracy and its seconds."""
     with _ALONE:
-        record = experiments.run(task, _images(task.profile, folder, skip_bad))
+        record = experiments.run(task, _images(task.profile, folder, skip_bad, task.view))
     return record.info["final_validation_accuracy"], record.info["wall_seconds"]
 
 

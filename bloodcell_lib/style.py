@@ -81,12 +81,16 @@ class Page(Figure):
         return buffer.getvalue()
 
 
-def canvas(height: float, note: str = "", **grid) -> tuple[Page, np.ndarray]:
-    """A figure `WIDTH` wide and `height` + `FOOT` inches high, axes as `subplots` gives them, a note at its foot."""
-    figure = Page((WIDTH, height + FOOT), layout="constrained")
-    foot = FOOT / (height + FOOT)
-    figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
-    figure.text(0.05 / WIDTH, 0.03 / (height + FOOT), note, size=7.5, color=GREY, va="bottom")
+def canvas(height: float, note: str = "", width: float = WIDTH, **grid) -> tuple[Page, np.ndarray]:
+    """A figure `height` + `FOOT` inches high, axes as `subplots` gives them, a note at its foot.
+
+    One that is narrower than the text gets a second foot, for the stamp has no room beside the note.
+    """
+    foot = FOOT if width == WIDTH else 2 * FOOT
+    whole = height + foot
+    figure = Page((width, whole), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, foot / whole, 1, 1 - foot / whole))
+    figure.text(0.05 / width, (0.03 + foot - FOOT) / whole, note, size=7.5, color=GREY, va="bottom")
     return figure, figure.subplots(**grid, squeeze=False)
 
 
@@ -99,7 +103,7 @@ def save(figure: Figure, name: str, folder: Path, stamp: str | None = None) -> l
     with style():
         if stamp:
             look = {"size": 7.5, "weight": "bold", "color": "#993322", "ha": "right", "va": "bottom"}
-            figure.text(1 - 0.05 / WIDTH, 0.03 / figure.get_figheight(), stamp, **look)
+            figure.text(1 - 0.05 / figure.get_figwidth(), 0.03 / figure.get_figheight(), stamp, **look)
         # Neither a date nor a version: a figure changes in git only when its picture does.
         nothing = {".pdf": {"CreationDate": None, "Creator": None, "Producer": None}, ".png": {"Software": None}}
         for suffix, metadata in nothing.items():

@@ -170,10 +170,10 @@ def _probabilities(result: dict) -> list[Sequence[str]]:
     return [
         ("Probabilities", "calibration error as trained", number(100 * plain["before"]["ece_mass"], 1)),
         ("", "after temperature scaling", _share(after["ece_mass"], *after["ece_mass_interval"])),
-        (r"Abstention, 99.5\,\% asked", "cells kept", number(100 * kept["coverage"], 1)),
+        ("Abstention", r"cells kept for 99.5\,\%", number(100 * kept["coverage"], 1)),
         ("", "right among them", _share(kept["accuracy"], kept["low"], kept["high"])),
-        (r"Sets, 95\,\% asked", "true class inside", _share(sets["coverage"], sets["low"], sets["high"])),
-        ("Eight symmetries averaged", "accuracy gained", signed(100 * gain)),
+        ("Sets", r"with the class, 95\,\% asked", _share(sets["coverage"], sets["low"], sets["high"])),
+        ("Symmetries", "gained by averaging all 8", signed(100 * gain)),
     ]
 
 
@@ -185,18 +185,18 @@ def _paint(result: dict) -> list[Sequence[str]]:
 
 def _heat(result: dict) -> list[Sequence[str]]:
     more = result["location"]["inside_less_other"]
-    return [("Grad-CAM", "heat in the cell, less in another's", _share(more["mean"], more["low"], more["high"]))]
+    return [("Grad-CAM", "heat in cell, less another's", _share(more["mean"], more["low"], more["high"]))]
 
 
 def _corruptions(result: dict) -> list[Sequence[str]]:
     mean = result["experiments"][result["experiment"]]["mean"]
-    words = f"mean accuracy, {len(result['corruptions'])} kinds"
+    words = f"accuracy under {len(result['corruptions'])} kinds"
     return [("Corruptions", words, _share(mean["accuracy"], mean["low"], mean["high"]))]
 
 
 def _unknown(result: dict) -> list[Sequence[str]]:
     rows = []
-    for kind, words in (("left_out", "A class left out"), ("main", "No cell")):
+    for kind, words in (("left_out", "Class left out"), ("main", "No cell")):
         if result[kind]:
             areas = means(result[kind], "auroc")
             best = max(areas, key=lambda score: areas[score])

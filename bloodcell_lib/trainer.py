@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from bloodcell_lib import finer, graphs, models, paths
+from bloodcell_lib import finer, graphs, mixing, models, paths
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
@@ -61,6 +61,8 @@ class Trainer:
         label: str = "train",
     ) -> None:
         train.check()
+        if model.finer and (train.mixup or train.cutmix):
+            raise BloodcellError("Finer labels cannot be mixed: set mixup and cutmix to 0, or finer to False.")
         self.model_config, self.config, self.augment_config = model, train, augment
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -201,13 +203,34 @@ class Trainer:
         # No cache of weights: each is used once a step, and a graph must not read one from outside of it.
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False)
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step on augmented images float (B, 3, H, W): loss and hits, each summed over the batch, float (2,)."""
-        c = self.config
+    def _backward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and loss, whose gradients, times the scaler's factor, are then in the weights."""
         with self._autocast():
             scores = self.model(x.contiguous(memory_format=torch.channels_last), added=False)
             loss = self._loss(scores, y)
         self.scaler.scale(loss).backward()
+        return scores, loss
+
+    @torch.no_grad()
+    def _climb(self, length: float) -> list[Tensor]:
+        """Moves the weights by `length` along their gradients, which it forgets; gives the weights of before."""
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        factor = length / (nn.utils.get_total_norm(gradients) + 1e-12)
+        before = [weight.clone() for weight in weights]
+        torch._foreach_add_(weights, torch._foreach_mul(gradients, factor))
+        self.optimiser.zero_grad(set_to_none=True)
+        return before
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on augmented images float (B, 3, H, W): loss and hits, each summed over the batch, float (2,)."""
+        c = self.config
+        scores, loss = self._backward(x, y)
+        if c.sharpness:
+            before = self._climb(c.sharpness)
+            self._backward(x, y)
+            with torch.no_grad():
+                torch._foreach_copy_([weight for weight in self.model.parameters() if weight.grad is not None], before)
         if c.clip:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
@@ -215,7 +238,7 @@ class Trainer:
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         # What an image may be is all of one class; as scores it adds up to that class, without a table on the device.
-        labels = self.model.add_up(100.0 * y).argmax(1) if self.model_config.finer else y
+        labels = y if y.dim() == 1 else self.model.add_up(100.0 * y).argmax(1)
         right = (self.model.add_up(scores.detach()).argmax(1) == labels).sum()
         return torch.stack([loss.detach().float() * len(y), right])
 
@@ -235,6 +258,8 @@ class Trainer:
             x, y = self.augment(images[batch], self.generator), targets[batch]
             if size != images.shape[-1]:
                 x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+            if c.mixup or c.cutmix:
+                x, y = mixing.mix(x, y, models.CLASSES, c.mixup, c.cutmix)
             total += self._step(x, y) if self.graphs is None else self.graphs.run(self._step, x, y, self._recover)
             if self.average is not None:
                 self.average.update_parameters(self.model)

@@ -137,6 +137,15 @@ def test_ranges_are_kept():
     assert torch.rad2deg(torch.atan2(y, x)).std() > 10
 
 
+def test_flips_and_turns_are_the_eight_symmetries_each_as_likely():
+    image = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
+    out = Augment(replace(NONE, flips=True, turns=True))(image.repeat(800, 1, 1, 1), torch.Generator().manual_seed(8))
+    turned = [x.rot90(k, (2, 3)) for x in (image / 255, (image / 255).flip(3)) for k in range(4)]
+    alike = torch.stack([(out - one).abs().amax((1, 2, 3)) < 1e-4 for one in turned])  # (8, 800)
+    assert (alike.sum(0) == 1).all()
+    assert alike.sum(1).min() >= 70 and alike.sum(1).max() <= 130
+
+
 def test_stain_jitter_scales_two_stains_and_leaves_what_was_drawn_before():
     batch = torch.randint(60, 220, (64, 3, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
     out = Augment(replace(NONE, stain=0.3))(batch, torch.Generator().manual_seed(5))

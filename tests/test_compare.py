@@ -154,11 +154,22 @@ def test_holm_runs_over_each_family(study):
     tested = table[table["p"].notna()]
     beyond = tested["group"].isin(compare.BEYOND)
     assert (~beyond).sum() == 18  # without main and final, folds, and networks that miss a class
-    assert set(tested.index[beyond]) == {"finer_labels", "group_norm", "stain_jitter", "grey_world", "growing_images"}
+    levers = {name for name, row in EXPERIMENTS.items() if row.group == "lever"}
+    rest = {"finer_labels", "group_norm", "stain_jitter", "grey_world", "growing_images"}
+    assert set(tested.index[beyond]) == rest | levers
     for family in (tested[~beyond], tested[tested["group"] == "robustness"]):
         p = family["p"].sort_values()
         stepped = np.maximum.accumulate(p.to_numpy() * np.arange(len(p), 0, -1)).clip(max=1)
         assert table.loc[p.index, "p_holm"].to_numpy() == pytest.approx(stepped)
+
+
+def test_a_lever_is_compared_with_what_it_is_added_to(study):
+    means = {
+        name: np.mean([r.info["final_validation_accuracy"] for r in study if r.experiment == name])
+        for name in ("with_turns", "aug_flips")
+    }
+    table = compare.study_table(study, resamples=100)
+    assert table.loc["with_turns", "difference"] == pytest.approx(100 * (means["with_turns"] - means["aug_flips"]))
 
 
 def test_another_reference_and_a_missing_one(study):

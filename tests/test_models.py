@@ -41,6 +41,7 @@ def lively(model: nn.Module) -> nn.Module:
         ("deep_efficientnet", 1_840_228 * 0.99, 1_840_228 * 1.01),
         ("efficientnet_lite", 550_000 * 0.98, 550_000 * 1.02),
         ("as_described", 295_000, 305_000),
+        ("broad", 1_400_000, 1_450_000),
     ],
 )
 def test_parameters(name, low, high):
@@ -117,6 +118,10 @@ def test_deep_efficientnets_feature_maps():
     assert seen["net.stem"][0] == (32, 112, 112) and seen[""][0] == (8,)
 
 
+def test_the_broad_network_costs_what_the_deep_one_does():
+    assert models.macs(network("broad"), 96) == pytest.approx(models.macs(network("deep_efficientnet"), 96), rel=0.02)
+
+
 def given_the_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
     values = list(ours.state_dict().values())
     theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
@@ -150,8 +155,8 @@ def test_squeeze_excite_is_torchvisions():
 )
 def test_mbconv_is_torchvisions(channels_in, channels, expand, stride, kernel, drop):
     torch.manual_seed(0)
-    stage = Stage(channels, 1, stride, expand, squeeze_excite=True, kernel=kernel)
-    ours = lively(MBConv(channels_in, stage, stride, ModelConfig(), drop))
+    stage = Stage(channels, 1, stride, expand, squeeze_excite=True)
+    ours = lively(MBConv(channels_in, stage, stride, ModelConfig(kernel=kernel), drop))
     config = MBConvConfig(expand, kernel, stride, channels_in, channels, 1)
     theirs = TheirMBConv(config, drop, nn.BatchNorm2d)
     given_the_same_weights(ours, theirs)
@@ -280,6 +285,7 @@ def test_the_global_seed_makes_the_weights():
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"stochastic_depth": -0.1}, "stochastic_depth is -0.1"),
+        ({"kernel": 4}, "kernel is 4: give an odd number"),
     ],
 )
 def test_bad_configurations_are_told(changes, word):

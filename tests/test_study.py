@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bloodcell_lib import paths, study, synthetic
+from bloodcell_lib import experiments, paths, plans, study, synthetic
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.plans import EXPERIMENTS, STUDY
@@ -125,6 +125,25 @@ def test_cross_validation_takes_one_seed_unless_more_are_asked_for():
     rest = [name for name, row in EXPERIMENTS.items() if not row.seeds]
     assert set(STUDY) <= set(rest)
     assert runs(rest, None) == [(name, seed) for seed in (0, 1, 2) for name in rest]
+
+
+def test_a_row_may_see_another_part_of_the_photograph_for_longer():
+    cpu = plans.profile("cpu")
+    views = {name: Task(name, 0, "cpu").view for name in ("main", "with_close", "with_large")}
+    assert views == {"main": (96, 240), "with_close": (96, 200), "with_large": (128, 240)}
+    assert cpu.view(replace(EXPERIMENTS["main"], crop=0)) == (96, None)
+    assert Task("with_longer", 0, "cpu").plan().train.epochs == 2 * cpu.epochs
+
+
+def test_each_run_gets_the_images_that_its_row_sees(tmp_path, images):
+    found = run_all(tasks(tmp_path, ("main", "with_large"), (0,)), images)
+    assert [row.state for row in found] == ["done", "done"]
+    seen = {r.info["config"]["pixels"]: r.info["model"]["macs"] for r in load_records(tmp_path / PROFILE)}
+    assert list(seen) == [64, 80] and seen[80] > 1.5 * seen[64]
+    small = experiments.load_images(PROFILE, images, progress=False)
+    with pytest.raises(BloodcellError, match=r"with_wide.epochs=2 wants 64 pixels, not 80"):
+        wide = tasks(tmp_path, ("with_wide",), (0,), 2)[0]
+        experiments.run(wide, replace(small, images=torch.zeros(len(small), 3, 80, 80, dtype=torch.uint8)))
 
 
 def test_a_grid_refuses_what_it_does_not_know():

@@ -201,6 +201,43 @@ def test_clipping_bounds_the_gradient():
     assert min(free) > 0.05 and max(norms) <= 0.05 * 1.001 and min(norms) > 0.049
 
 
+def test_a_sharpness_aware_step_takes_the_gradient_uphill_and_starts_from_below(monkeypatch):
+    """One step of plain descent, checked against the two gradients of Foret et al. 2021 taken by hand."""
+    rho = 0.05
+    wants = trainer(TrainConfig(epochs=1, batch_size=40, sharpness=rho, clip=0.0), BARE)
+    cells = pictures()
+    wants._build(cells)
+    wants.optimiser = torch.optim.SGD(wants.model.parameters(), 1.0)
+    wants.model.train()
+    x, y = cells.images / 255, cells.labels
+    before = [weight.detach().clone() for weight in wants.model.parameters()]
+
+    def gradient() -> list[torch.Tensor]:
+        loss = wants._loss(wants.model(x, added=False), y)
+        return torch.autograd.grad(loss, list(wants.model.parameters()))
+
+    first = gradient()
+    norm = torch.sqrt(sum((g**2).sum() for g in first))
+    with torch.no_grad():
+        for weight, g in zip(wants.model.parameters(), first):
+            weight += rho * g / norm
+    uphill = gradient()
+    with torch.no_grad():
+        for weight, start in zip(wants.model.parameters(), before):
+            weight.copy_(start)
+    wants._step(x, y)
+    for weight, start, g in zip(wants.model.parameters(), before, uphill):
+        torch.testing.assert_close(weight.detach(), start - g, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", [{"mixup": 0.4}, {"cutmix": 1.0}, {"sharpness": 0.05}])
+def test_it_learns_in_every_way(way):
+    run = trainer(TrainConfig(epochs=14, batch_size=16, learning_rate=3e-3, **way), BARE).fit(pictures(160))
+    losses = [row["train_loss"] for row in run.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert run.history[-1]["train_accuracy"] > 0.5
+
+
 def test_weight_averaging_is_the_exponential_average_of_every_step_buffers_too():
     decay, held_out = 0.7, pictures(16, seed=1)
     t = trainer(replace(QUICK, average=decay))
@@ -419,12 +456,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"clip": float("nan")}, "clip is nan"),
         ({"warmup": -1}, "warmup is -1"),
+        ({"mixup": -0.1}, "mixup is -0.1"),
+        ({"sharpness": float("nan")}, "sharpness is nan"),
         ({"seed": 2**70}, "seed is "),
     ],
 )
 def test_values_that_no_run_can_have_are_told(changes, said):
     with pytest.raises(BloodcellError, match=said):
         trainer(TrainConfig(**changes))
+
+
+def test_finer_labels_are_not_mixed():
+    with pytest.raises(BloodcellError, match="Finer labels cannot be mixed"):
+        trainer(TrainConfig(cutmix=1.0), ModelConfig("efficientnet_lite", finer=True))
 
 
 def test_too_few_images_and_unknown_devices_are_told():

@@ -1,0 +1,47 @@
+"""Images of a batch mixed in pairs, and their labels with them: mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
+
+Both draw from torch's global random state, as dropout does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def mix(x: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """Each image with its neighbour in the batch: float (B, 3, H, W), int64 (B,) -> images, shares float (B, classes).
+
+    mixup, cutmix: alpha of the share's Beta distribution, 0 for none; with both, each image is mixed one way or the
+    other, as likely. A batch comes shuffled, so that a neighbour is any other image.
+    """
+    targets = F.one_hot(labels, classes).to(x.dtype)
+    whole = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    cuts = whole if not cutmix else ~whole if not mixup else torch.rand(len(x), device=x.device) < 0.5
+    keep = torch.ones(len(x), 1, *x.shape[-2:], dtype=x.dtype, device=x.device)  # how much of each pixel is kept
+    if mixup:
+        keep = keep * _share(mixup, x)[:, None, None, None]
+    if cutmix:
+        keep = torch.where(cuts[:, None, None, None], outside_boxes(_share(cutmix, x), *x.shape[-2:]), keep)
+    share = keep.mean((1, 2, 3))[:, None]
+    return keep * x + (1 - keep) * x.roll(1, 0), share * targets + (1 - share) * targets.roll(1, 0)
+
+
+def outside_boxes(share: Tensor, height: int, width: int) -> Tensor:
+    """1 outside and 0 inside of a box that takes 1 - share of an image, cut off at the edges; float (B, 1, H, W).
+
+    Its centre lies anywhere, so that less may be taken (Yun et al. 2019, equation 2).
+    """
+    sides = (1 - share).sqrt()[:, None]
+    inside = []
+    for length in (height, width):
+        centre = torch.rand(len(share), 1, device=share.device) * length
+        at = torch.arange(length, device=share.device) + 0.5
+        inside.append((at - centre).abs() < sides * length / 2)  # (B, length)
+    return (~(inside[0][:, None, :, None] & inside[1][:, None, None, :])).to(share.dtype)
+
+
+def _share(alpha: float, like: Tensor) -> Tensor:
+    concentration = torch.full((len(like),), alpha, dtype=like.dtype, device=like.device)
+    return torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
