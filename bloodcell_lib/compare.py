@@ -89,10 +89,11 @@ def study_table(
     title, group, profile, course (whether on the course's images), seeds, images (of one validation set), parameters,
     macs. Fractions: mean and std over seeds of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and
     mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference`, or to what
-    `BASES` names for the group, with low and high, on common_seeds. p: exact McNemar; p_holm: the same
-    corrected over a family, which is the reference's study with the rows that mirror it, or one group beyond it.
-    `difference` says how far to trust which. The folds of the cross-validation, and networks that a class was kept
-    from, are not compared. nan where nothing is shared with the reference, or where it is absent. Raises BloodcellError for two records of one experiment and seed.
+    `BASES` names for the group, with low and high, on common_seeds. p: exact McNemar; p_holm: the same corrected over a
+    family, which is the reference's study with the rows that mirror it, or one group beyond it. `difference` says how
+    far to trust which. The folds of the cross-validation, and networks that a class was kept from, are not compared.
+    nan where nothing is shared with the reference, or where it is absent. Raises BloodcellError for two records of one
+    experiment and seed.
     """
     runs = _by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}
