@@ -252,6 +252,26 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary(results: dict[str, Any]) -> str:
+    """Every comparison in one line of a Markdown list, without rates and memory."""
+    if not results.get("parts"):
+        return markdown(results)
+    lines = []
+    for part in results["parts"].values():
+        for title, tables in part["groups"].items():
+            lines += [f"- **{title}** ({where(part)}):"]
+            for row in tables:
+                told = verdict(row) if title in CHOICES else ratios(row)
+                lines.append(f"  - {row['title']}. {told}")
+    return "\n".join(lines)
+
+
+def ratios(row: dict[str, Any]) -> str:
+    """What each contender reaches of the base."""
+    found = [f"{name} {ratio['median']:.2f}" for name, ratio in row["ratio"].items() if name != row["base"]]
+    return f"Of *{row['base']}*: {'; '.join(found) or 'nothing else was measured'}."
+
+
 def where(part: dict[str, Any]) -> str:
     """Device, library, commit and day of a part."""
     info = part["machine"]
@@ -280,12 +300,10 @@ def table(row: dict[str, Any]) -> list[str]:
 
 def verdict(row: dict[str, Any]) -> str:
     """What paid against the base and what did not: by more than 5 % in the median, and in every turn."""
-    sorts: dict[str, list[str]] = {"paid": [], "made no difference": [], "cost": []}
+    sorts: dict[str, list[str]] = {"Paid": [], "No difference": [], "Cost": []}
     for name, ratio in row["ratio"].items():
         gains, loses = ratio["median"] > 1.05 and ratio["low"] > 1, ratio["median"] < 0.95 and ratio["high"] < 1
         if name != row["base"]:
-            sorts["paid" if gains else "cost" if loses else "made no difference"].append(
-                f"{name} ({ratio['median']:.2f})"
-            )
-    found = [f"{', '.join(names)} {sort}" for sort, names in sorts.items() if names]
-    return f"Against *{row['base']}*: {'; '.join(found) or 'nothing else was measured'}."
+            sorts["Paid" if gains else "Cost" if loses else "No difference"].append(f"{name} {ratio['median']:.2f}")
+    found = [f"{sort}: {'; '.join(names)}." for sort, names in sorts.items() if names]
+    return " ".join([f"Against *{row['base']}*.", *(found or ["Nothing else was measured."])])

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,11 @@ from bloodcell_lib.numbers import Study, built, without_source
 from bloodcell_lib.plans import PROFILES
 from bloodcell_lib.shelf import published_profile
 
-DOCUMENTS = {"README.md": ("results", "claims", "trust", "performance"), "MODEL_CARD.md": ("network", "evaluation")}
+DOCUMENTS = {
+    "README.md": ("results", "claims", "trust", "performance"),
+    "MODEL_CARD.md": ("network", "evaluation"),
+    "report/PERFORMANCE.md": ("speed",),
+}
 ASKED = {
     "calibration": "Are its probabilities true?",
     "abstention": "What can be left to it?",
@@ -75,7 +80,10 @@ def blocks(folder: Path) -> dict[str, str]:
     profile = published_profile(folder)
     study = Study.read(folder, profile)
     made = {make.__name__: make(study) for make in (results, claims, trust, network, evaluation)}
-    return made | {"performance": performance(Path(folder))}
+    timings = [bench.read(path) for path in sorted(Path(folder).glob("bench-*.json"))] or [{}]
+    return made | {
+        name: speed(timings, tell) for name, tell in (("performance", bench.summary), ("speed", bench.markdown))
+    }
 
 
 def filled(text: str, contents: dict[str, str], name: str) -> str:
@@ -210,10 +218,9 @@ def confidence(study: Study) -> str:
     )
 
 
-def performance(folder: Path) -> str:
-    """The tables of `bloodcell bench`, machine by machine."""
-    found = [bench.read(path) for path in sorted(folder.glob("bench-*.json"))]
-    return "\n\n".join(bench.markdown(results).strip() for results in found or [{}])
+def speed(timings: Sequence[dict[str, Any]], tell: Callable[[dict[str, Any]], str]) -> str:
+    """What `bloodcell bench` measured, machine by machine."""
+    return "\n\n".join(tell(results).strip() for results in timings)
 
 
 def _paragraph(*told: str, indent: str = "") -> str:

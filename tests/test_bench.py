@@ -254,11 +254,15 @@ def test_markdown_tells_of_every_contender_and_of_none():
     results = bench.run("predict", TINY, "cpu", QUIET)
     text = bench.markdown(results)
     assert "**Prediction**" in text and "| one at a time | " in text and "| 1 |" in text
+    told = bench.summary(results)
+    assert "No speed is recorded" in bench.summary({})
+    assert told.count("\n") == len(results["parts"]["predict"]["groups"]["Prediction"])
+    assert "- **Prediction** (" in told and "  - deep_efficientnet, 32 pixels. Against *one at a time*. " in told
     assert bench.table(results["parts"]["predict"]["groups"]["Prediction"][0])[0].startswith("| deep_efficientnet, 32")
 
 
 def test_what_paid_is_told_by_its_rule():
     rates = {"base": [10, 10], "fast": [20, 21], "same": [10, 10.4], "once": [20, 8], "slow": [5, 6]}
     told = bench.verdict(Comparison("ways", "base", rates=rates).to_json())
-    assert told == "Against *base*: fast (2.05) paid; same (1.02), once (1.40) made no difference; slow (0.55) cost."
-    assert "nothing else" in bench.verdict(Comparison("ways", "base", rates={"base": [1.0]}).to_json())
+    assert told == "Against *base*. Paid: fast 2.05. No difference: same 1.02; once 1.40. Cost: slow 0.55."
+    assert "Nothing else" in bench.verdict(Comparison("ways", "base", rates={"base": [1.0]}).to_json())

@@ -41,6 +41,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Study]:
 @pytest.fixture
 def copies(tmp_path: Path) -> Path:
     """A folder with the documents as they are in the repository."""
+    (tmp_path / "report").mkdir()
     for name in DOCUMENTS:
         (tmp_path / name).write_text((paths.ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     return tmp_path
@@ -76,7 +77,7 @@ def test_documents_are_filled_once_and_then_left_alone(copies, tmp_path):
     times = {name: (copies / name).stat().st_mtime_ns for name in DOCUMENTS}
     assert update(tmp_path / "results", copies) == []
     assert {name: (copies / name).stat().st_mtime_ns for name in DOCUMENTS} == times
-    assert {name for wanted in DOCUMENTS.values() for name in wanted} == {*MAKERS, "performance"}
+    assert {name for wanted in DOCUMENTS.values() for name in wanted} == {*MAKERS, "performance", "speed"}
     assert update(tmp_path / "nothing", copies) == [copies / name for name in DOCUMENTS]
     assert all(NOTHING in text(copies / name) for name in DOCUMENTS)
 
