@@ -250,15 +250,17 @@ def cross_validation(study: Study) -> str:
     folds = [record for name, row in EXTRA.items() if row.group == "cv" for record in study.runs(name)]
     if not folds:
         return "Stratified five-fold cross-validation is planned and not recorded yet."
+    which = {record.experiment for record in folds}
+    if len(which) < 5:
+        return f"Of the five folds of cross-validation, {len(which)} are recorded."
     scores = 100 * np.array([record.info["final_validation_accuracy"] for record in folds])
-    which = len({record.experiment for record in folds})
-    spread = rf" $\pm$ {number(scores.std(ddof=1), 2)}" if len(scores) > 1 else ""
-    done = "Stratified five-fold cross-validation"
-    if which < 5:
-        done = f"Cross-validation, of which {which} of 5 folds are recorded,"
+    pooled = evaluate.pool([record for record in folds if record.seed == min(r.seed for r in folds)])
+    right, n = int((pooled.labels == pooled.predicted).sum()), len(pooled.labels)
+    low, high = (100 * bound for bound in evaluate.wilson(right, n))
     return (
-        rf"{done} gives {number(scores.mean(), 2)}{spread}\,\% over {plural(len(scores), 'run')}, the folds between "
-        rf"{number(scores.min(), 2)} and {number(scores.max(), 2)}\,\%."
+        rf"In stratified five-fold cross-validation, {number(100 * right / n, 2)}\,\% of {count(n)} images are named "
+        rf"rightly by a network that has not seen them (95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%); "
+        rf"single folds lie between {number(scores.min(), 2)} and {number(scores.max(), 2)}\,\%."
     )
 
 

@@ -239,6 +239,20 @@ def test_the_changes_that_move_accuracy_are_named_the_largest_first():
     assert sentences.changes(with_rows()) == "No change to the main recipe is measured yet."
 
 
+def test_cross_validation_pools_its_folds(tmp_path):
+    folds = [f"cv_fold{k}" for k in range(5)]
+    write_records(tmp_path / "some", folds[:3], seeds=(0,))
+    some = Study.of(load_records(tmp_path / "some"), "cpu")
+    assert sentences.cross_validation(some) == "Of the five folds of cross-validation, 3 are recorded."
+    write_records(tmp_path / "all", folds, seeds=(0,))
+    records = load_records(tmp_path / "all")
+    told = sentences.cross_validation(Study.of(records, "cpu"))
+    scores = [100 * record.info["final_validation_accuracy"] for record in records]
+    images = sum(record.info["data"]["validation"] for record in records)
+    assert rf"{np.mean(scores):.2f}\,\% of {images:,} images" in told
+    assert rf"between {min(scores):.2f} and {max(scores):.2f}" in told
+
+
 @pytest.mark.parametrize(
     ("full", "words"),
     [(-4, "It is at least halved for all of them"), (-6, "It is halved for none of them")],
