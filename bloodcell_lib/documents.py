@@ -5,7 +5,6 @@ A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever i
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -121,20 +120,11 @@ def results(study: Study) -> str:
 
 
 def accuracy(study: Study) -> str:
-    """Profile, seeds, device, and the final epoch's accuracy of main, in one sentence."""
+    """Profile and devices, and the final epoch's accuracy of main."""
     config = (study.runs("main") or study.records)[0].info["config"]
-    seeds, planned = len(study.runs("main")), len(study.budget.seeds)
-    size = f"{config['pixels']} × {config['pixels']} pixels, {config['train']['epochs']} epochs"
-    devices = " and ".join(dict.fromkeys(record.info["machine"]["device"] for record in study.records))
-    under = f"Under the profile `{study.profile}`, on {devices},"
-    row = study.row("main")
-    if not row:
-        return f"{under} the main model is not recorded yet (0 of {planned} planned seeds)."
-    spread = "" if math.isnan(row["std"]) else f" ± {100 * row['std']:.2f}"
     return (
-        f"{under} the main model ({size}; {seeds} of {planned} planned seeds recorded) names "
-        f"**{100 * row['mean']:.2f}{spread} %** of {row['images']:,} validation images rightly in its final epoch "
-        f"(95 % interval {100 * row['mean_low']:.2f} to {100 * row['mean_high']:.2f} %)."
+        f"Under the profile `{study.profile}` ({config['pixels']} × {config['pixels']} pixels, "
+        f"{config['train']['epochs']} epochs), on {' and '.join(study.devices)}: {sentences.headline(study)}"
     )
 
 

@@ -55,7 +55,8 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{cpu_name()} ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        name = f"{cpu_name()} ({threads} thread{'s' * (threads > 1)})"
     return {
         "device": name,
         "system": f"{platform.system()} {platform.machine()}",

@@ -106,6 +106,13 @@ class Study:
         return evaluate.pool(main) if main else None
 
     @property
+    def devices(self) -> list[str]:
+        """On what the runs were made; an older record says "1 threads"."""
+        return list(
+            dict.fromkeys(r.info["machine"]["device"].replace("(1 threads)", "(1 thread)") for r in self.records)
+        )
+
+    @property
     def budget(self) -> Profile:
         """The profile's own settings, which say what is planned where nothing is recorded."""
         return plans.profile(self.profile)
@@ -192,7 +199,7 @@ def _recipe(study: Study) -> dict[str, str]:
     sizes = [sum(path.stat().st_size for path in _kept(record)) for record in study.runs("main")]
     return found | {
         "RecordKilobytes": count(np.mean(sizes) / 1000 if sizes else None),
-        "DeviceName": escape(", ".join(dict.fromkeys(r.info["machine"]["device"] for r in study.records)) or DASH),
+        "DeviceName": escape(", ".join(study.devices) or DASH),
         "TorchVersion": escape(str(machine.get("torch") or DASH)),
         "CodeCommit": escape(study.main("commit") or DASH),
         "MainMinutes": number(np.mean(walls) / 60 if walls else None, 1),
