@@ -8,12 +8,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bloodcell_lib import analysis, paths, shelf
+from bloodcell_lib import analysis, experiments, paths, shelf
 from bloodcell_lib.analysis import Subject
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.records import Record
 
-NAMES = ("trust", "labels", "mistakes", "explain", "shortcuts", "robustness", "unknown")  # modules with an `analyse`
+NAMES = (
+    "trust",
+    "labels",
+    "mistakes",
+    "explain",
+    "shortcuts",
+    "robustness",
+    "travel",
+    "unknown",
+)  # modules with an `analyse`
 
 
 def make(subject: Subject, names: Iterable[str] = NAMES) -> Iterator[Path]:
@@ -42,7 +51,8 @@ def complete(
     cells = shelf.images_of(runs[0], data, skip_bad)
     if cells is None:
         return found
-    subject = Subject(runs[0].profile, cells, experiment, device, paths.RUNS)
+    folder = experiments.image_folder(Path(data) if data else None, "demo")
+    subject = Subject(runs[0].profile, cells, experiment, device, paths.RUNS, folder)
     for name in absent:
         try:
             list(make(subject, [name]))

@@ -26,14 +26,14 @@ from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import ANALYSES, Record, load_records
 
 FORMAT = 1
+PHOTOGRAPH = 224  # pixels of a side at which whole photographs are read, which the profile `full` reads too
 
 
 @dataclass(frozen=True)
 class Subject:
     """The runs of one profile on this machine, with their weights, and the images that they were made on.
 
-    experiment: whose runs are analysed. study: the profile whose folder holds the other experiments' runs (the
-    demo's study has one of its own).
+    experiment: whose runs are analysed. folder: where the images come from, for what needs whole photographs.
     """
 
     profile: str
@@ -41,6 +41,7 @@ class Subject:
     experiment: str = "main"
     device: str = "cpu"
     runs: Path = paths.RUNS
+    folder: Path | None = None
 
     @cached_property
     def records(self) -> list[Record]:
@@ -71,6 +72,14 @@ class Subject:
         if held_out is None:
             raise BloodcellError(f"{record.folder} held no images out: analyse a run that did.")
         return held_out
+
+    def photographs(self, held_out: CellImages) -> CellImages:
+        """The same images whole, at PHOTOGRAPH pixels. Raises BloodcellError without a folder to read them from."""
+        if self.folder is None:
+            raise BloodcellError("Whole photographs are wanted here: give the folder that holds train/.")
+        whole = experiments.load_images(self.profile, self.folder, True, progress=False, view=(PHOTOGRAPH, None))
+        at = {name: i for i, name in enumerate(whole.names)}
+        return whole.subset(at[name] for name in held_out.names)
 
     def folds(self) -> list[tuple[Record, CellImages]]:
         """Runs that together predict images none of them was trained on: the five folds with the lowest seed that has

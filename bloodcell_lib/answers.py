@@ -135,6 +135,26 @@ def corruptions(result: Analysis) -> str:
     return told
 
 
+def travel(result: Analysis) -> str:
+    """What is left at other sites, simulated, and whether that is enough."""
+    own, titles, goals = result["experiments"][result["experiment"]], result["sites"], result["goals"]
+    alone = {key: row["share"] for key, row in own["sites"].items() if key != "all"}
+    poor = sorted((key for key in alone if alone[key] < goals["alone"]), key=lambda key: alone[key])
+    named = ", ".join(f"{titles[key].lower()} ({100 * alone[key]:.0f} %)" for key in poor[:4])
+    both = own["sites"]["all"]
+    told = (
+        f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images it keeps at least "
+        f"{100 * goals['alone']:g} in a hundred at {len(alone) - len(poor)} of {len(alone)} simulated sites"
+        f"{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are left "
+        f"({_interval(both)})."
+    )
+    rivals = {name: row for name, row in result["experiments"].items() if name != result["experiment"]}
+    if rivals:
+        best = max(rivals, key=lambda name: rivals[name]["sites"]["all"]["accuracy"])
+        told += f" Best of those beside it is {best}: {100 * rivals[best]['sites']['all']['accuracy']:.1f} %."
+    return told
+
+
 def unknown(result: Analysis) -> str:
     """How well the unknown is told from the known, by each score on average."""
     told = []
@@ -204,6 +224,7 @@ QUESTIONS: dict[str, tuple[str, Callable[[Analysis], str]]] = {
     "heat": ("explain", heat),
     "sanity": ("explain", sanity),
     "corruptions": ("robustness", corruptions),
+    "travel": ("travel", travel),
     "unknown": ("unknown", unknown),
     "labels": ("labels", labels),
     "finer": ("mistakes", finer),

@@ -256,7 +256,7 @@ def trust(
     data: Data = None,
     experiment: Annotated[str, typer.Option(help="Whose runs.")] = "main",
     only: Annotated[
-        str, typer.Option(help="Some of trust, labels, mistakes, explain, shortcuts, robustness, unknown.")
+        str, typer.Option(help="Some of trust, labels, mistakes, explain, shortcuts, robustness, travel, unknown.")
     ] = "",
     device: Annotated[Optional[str], typer.Option(help="cpu or cuda.")] = None,  # noqa: UP045
     skip_bad: SkipBad = False,
@@ -268,8 +268,9 @@ def trust(
 
     _check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad)
-    subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device)
+    folder = experiments.image_folder(data, profile)
+    cells = experiments.load_images(profile, folder, skip_bad)
+    subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device, folder=folder)
     for path in analyses.make(subject, [name.strip() for name in only.split(",") if name.strip()] or analyses.NAMES):
         print(f"{path.stem:<12} {path}", flush=True)
 

@@ -33,6 +33,7 @@ ASKED = {
     "heat": "Where does it look?",
     "sanity": "May the heat maps be believed?",
     "corruptions": "Another microscope.",
+    "travel": "Another laboratory, simulated.",
     "unknown": "What it never saw.",
     "labels": "Are the labels right?",
     "finer": "Finer types.",

@@ -82,6 +82,36 @@ def corruption_curves(result: dict[str, Any]) -> Figure:
     return figure
 
 
+@styled
+def travel_sites(result: dict[str, Any]) -> Figure:
+    """Accuracy at each simulated site, of the experiment with its interval and of the best other one by its mean."""
+    rows = {"clean": "As it is", **result["sites"]}
+    found = result["experiments"]
+    own = {"clean": found[result["experiment"]]["clean"], **found[result["experiment"]]["sites"]}
+    seeds = found[result["experiment"]]["seeds"]
+    note = f"{result['images']} validation images, {seeds} seed{'s' * (seeds > 1)}; bars: 95 % interval"
+    figure, ((ax,),) = canvas(0.6 + 0.2 * len(rows), note)
+    rivals = [name for name in found if name != result["experiment"]]
+    if rivals:
+        best = max(rivals, key=lambda name: found[name]["sites"]["all"]["accuracy"])
+        other = {"clean": found[best]["clean"], **found[best]["sites"]}
+        x = [100 * other[key]["accuracy"] for key in rows]
+        ax.plot(x, range(len(rows)), "D", color="#0072B2", markerfacecolor="white", markersize=4.5, label=best)
+    for i, key in enumerate(rows):
+        ax.plot([100 * own[key]["low"], 100 * own[key]["high"]], [i, i], color=INK, linewidth=2, alpha=0.4)
+    x = [100 * own[key]["accuracy"] for key in rows]
+    ax.plot(x, range(len(rows)), "o", color=INK, markersize=4.5, label=result["experiment"])
+    ax.axvline(100 * result["goals"]["alone"] * own["clean"]["accuracy"], color=GREY, linewidth=0.8, dashes=(3, 2))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    ax.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
+    goal = f"dashed: {100 * result['goals']['alone']:g} in a hundred of what it has as it is"
+    ax.set_xlabel(f"accuracy (%); {goal}")
+    ax.set_yticklabels(list(rows.values()))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    return figure
+
+
 def _note(result: dict[str, Any]) -> str:
     seeds = result["experiments"][result["experiment"]]["seeds"]
     return f"{result['images']} validation images, {seeds} seed{'s' * (seeds > 1)}; 0: as they are; band: 95 % interval"
@@ -150,5 +180,6 @@ def site_fall(result: dict[str, Any], source: str) -> Figure:
 FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
     "corruption_curves": ("robustness", lambda content: corruption_curves(content["result"])),
     "corruption_sheet": ("robustness", lambda _: corruption_sheet()),
+    "travel_sites": ("travel", lambda content: travel_sites(content["result"])),
     "unknown_scores": ("unknown", lambda content: unknown_scores(content["result"])),
 }

@@ -156,6 +156,7 @@ def trust(study: Study) -> Table:
         "shortcuts": _paint,
         "explain": _heat,
         "robustness": _corruptions,
+        "travel": _sites,
         "unknown": _unknown,
         "labels": _labels,
     }
@@ -192,6 +193,13 @@ def _corruptions(result: dict) -> list[Sequence[str]]:
     mean = result["experiments"][result["experiment"]]["mean"]
     words = f"accuracy under {len(result['corruptions'])} kinds"
     return [("Corruptions", words, _share(mean["accuracy"], mean["low"], mean["high"]))]
+
+
+def _sites(result: dict) -> list[Sequence[str]]:
+    all_of_them = result["experiments"][result["experiment"]]["sites"]["all"]
+    return [
+        ("Other sites", "accuracy, all changes", _share(*(all_of_them[key] for key in ("accuracy", "low", "high"))))
+    ]
 
 
 def _unknown(result: dict) -> list[Sequence[str]]:

@@ -32,4 +32,4 @@ def trained(
         cells = experiments.load_images("demo", folder, progress=False)
         for name, seed in runs:
             experiments.run(Task(name, seed, "demo", home / "runs", progress=False, device="cpu"), cells)
-        yield analysis.Subject("demo", cells, runs=home / "runs")
+        yield analysis.Subject("demo", cells, runs=home / "runs", folder=folder)

@@ -1,0 +1,148 @@
+"""Other laboratories, simulated: the photographs of the held-out cells as another site would have taken them.
+
+Unlike `corrupt`, which changes what a network is given, a site changes the whole photograph before it is cropped: a
+smaller magnification then shows more of the smear, and a smaller camera less of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bloodcell_lib import corrupt, plans
+from bloodcell_lib.analysis import Subject, logits
+from bloodcell_lib.corrupt import Lot
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.evaluate import over_seeds
+from bloodcell_lib.robustness import REMEDIES, bootstrap_mean, spread
+
+SIDE = 360  # pixels of a photograph's side, in which crops are given
+DEMO_IMAGES = 96
+ALONE, TOGETHER = 0.95, 0.9  # shares of the clean accuracy that a network should keep under one change, under all
+
+
+@dataclass(frozen=True)
+class Site:
+    """What differs. zoom: lowest and highest magnification, one drawn for each cell, evenly in its logarithm. field:
+    share of the photograph's side that the camera sees; its edge is repeated beyond. tint: largest change of each
+    colour channel, as a share. stain, blur, jpeg: levels of `corrupt`; 0 leaves them out."""
+
+    title: str
+    zoom: tuple[float, float] = (1.0, 1.0)
+    field: float = 1.0
+    tint: float = 0.0
+    stain: float = 0.0
+    blur: float = 0.0
+    jpeg: float = 0.0
+
+
+SITES = {
+    "half": Site("Half the magnification", zoom=(0.5, 0.5)),
+    "less": Site("Three quarters of it", zoom=(0.75, 0.75)),
+    "more": Site("One and a half times", zoom=(1.5, 1.5)),
+    "twice": Site("Twice", zoom=(2.0, 2.0)),
+    "thrice": Site("Three times", zoom=(3.0, 3.0)),
+    "field": Site("A small camera field", field=0.5),
+    "tint": Site("Another white balance", tint=0.15),
+    "stain": Site("Another strength of stain", stain=0.4),
+    "blur": Site("Softer optics", blur=0.01),
+    "jpeg": Site("Stronger JPEG", jpeg=20),
+    "all": Site("All of these", zoom=(0.5, 3.0), field=0.5, tint=0.15, stain=0.4, blur=0.01, jpeg=20),
+}
+
+
+def analyse(subject: Subject) -> dict[str, Any]:
+    """Accuracy at every site of the experiment's networks, of the remedies' and of the levers'.
+
+    images: how many; sites: their titles; `experiments` holds `judged` of each that is recorded. A demo is bounded to
+    `DEMO_IMAGES` images. Raises BloodcellError where the subject has no folder of photographs.
+    """
+    photographs = subject.photographs(subject.held_out(subject.records[0]))
+    if plans.profile(subject.profile).disposable:
+        photographs = spread(photographs, DEMO_IMAGES)
+    levers = [name for name, row in plans.EXPERIMENTS.items() if row.group == "lever"]
+    right: dict[str, dict[str, np.ndarray]] = {}
+    for name in dict.fromkeys((subject.experiment, *REMEDIES, *levers)):
+        records = [r for r in subject.of(name) if r.info["config"]["part"] == subject.records[0].info["config"]["part"]]
+        if records:
+            config, networks = records[0].info["config"], [subject.network(record) for record in records]
+            right[name] = {
+                key: np.stack([hits(network, photographs, site, config) for network in networks])
+                for key, site in {"clean": Site("As it is"), **SITES}.items()
+            }
+    return {
+        "images": len(photographs),
+        "experiment": subject.experiment,
+        "sites": {key: site.title for key, site in SITES.items()},
+        "goals": {"alone": ALONE, "together": TOGETHER},
+        "experiments": {name: judged(own, right[subject.experiment]) for name, own in right.items()},
+    }
+
+
+def hits(network: torch.nn.Module, photographs: CellImages, site: Site, config: dict[str, Any]) -> np.ndarray:
+    """Which photographs a network names rightly at a site, bool (n,); config: of its record."""
+    seen = visit(photographs.images, site, config["pixels"], config["crop"])
+    return (logits(network, seen).argmax(1) == photographs.labels).numpy()
+
+
+def judged(own: dict[str, np.ndarray], first: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One experiment's hits, bool (seeds, n) by site, in numbers.
+
+    clean, and sites by key: `evaluate.over_seeds`, at a site with `share`, of the clean accuracy; difference: of the
+    clean accuracies, own less first, in points, with a paired bootstrap interval over images.
+    """
+    clean = over_seeds(own["clean"])
+    sites = {key: over_seeds(hit) for key, hit in own.items() if key != "clean"}
+    for row in sites.values():
+        row["share"] = row["accuracy"] / clean["accuracy"] if clean["accuracy"] else math.nan
+    change = 100 * (own["clean"].mean(0) - first["clean"].mean(0))
+    return {
+        "seeds": len(own["clean"]),
+        "clean": clean,
+        "sites": sites,
+        "difference": dict(zip(("points", "low", "high"), bootstrap_mean(change))),
+    }
+
+
+def visit(photographs: Tensor, site: Site, pixels: int, crop: int | None, seed: int = 0) -> Tensor:
+    """Whole photographs, uint8 (n, 3, S, S), as a network sees them from a site: uint8 (n, 3, pixels, pixels).
+
+    crop: side of the central square that it sees, in pixels of a photograph, None for the whole. The same seed gives
+    the same pictures.
+    """
+    lot, done = Lot(seed), []
+    for part in photographs.split(corrupt.BATCH):
+        x = taken(part.float() / 255, site, pixels, crop, lot)
+        if site.stain:
+            x = corrupt.stain(x, site.stain, lot).clamp(0, 1)
+        if site.tint:
+            gains = torch.stack([lot.uniform(x) for _ in range(3)], 1)
+            x = (x * (1 + site.tint * (2 * gains - 1))[:, :, None, None]).clamp(0, 1)
+        if site.blur:
+            x = corrupt.blur(x, site.blur, lot)
+        if site.jpeg:
+            x = corrupt.jpeg(x, site.jpeg, lot)
+        done.append((x.clamp(0, 1) * 255).round().byte())
+    return torch.cat(done)
+
+
+def taken(x: Tensor, site: Site, pixels: int, crop: int | None, lot: Lot) -> Tensor:
+    """The geometry of `visit`: float (B, 3, S, S) -> (B, 3, pixels, pixels), with the centre where it was."""
+    side = x.shape[-1]
+    edge = round(side * (1 - site.field) / 2)
+    x = x[..., edge : side - edge, edge : side - edge]
+    low, high = (math.log(bound) for bound in site.zoom)
+    zoom = torch.exp(low + (high - low) * lot.uniform(x))
+    share = (crop or SIDE) / SIDE / zoom / site.field  # of the camera's field
+    # As many samples a pixel as it covers, averaged: a mean, as a camera takes it, in place of single points.
+    finer = max(1, math.ceil(float(share.max()) * x.shape[-1] / pixels - 1e-3))
+    turn = torch.zeros(len(x), 2, 3, device=x.device)
+    turn[:, 0, 0] = turn[:, 1, 1] = share
+    grid = F.affine_grid(turn, [len(x), 3, pixels * finer, pixels * finer], align_corners=False)
+    return F.avg_pool2d(F.grid_sample(x, grid, padding_mode="border", align_corners=False), finer)
