@@ -215,22 +215,24 @@ def budget(study: Study) -> str:
     for name, title in BASELINES.items():
         small, full = study.row(name), study.row(f"{name}_full")
         if small.get("common_seeds") and full.get("common_seeds"):
-            gaps.append((title, -small["difference"], -full["difference"]))
+            gaps.append((title, -small["difference"], -full["difference"], full["low"] > 0))
     if not gaps:
         return (
             "Whether the reference's gap is one of architecture or of training budget cannot be said yet: it takes "
             "the baselines under both budgets, with seeds that the main model has too."
         )
-    changes = [f"from {number(a, 2)} to {number(b, 2)} points for {title}" for title, a, b in gaps]
-    moved = f"With the main model's whole recipe, the distance to it goes {join(changes)}."
-    behind = [(title, a, b) for title, a, b in gaps if a > 0]  # a gap that was never there needs no explanation
+    changes = [f"from {signed(a)} to {signed(b)} points for {title}" for title, a, b, _ in gaps]
+    told = f"With the main model's whole recipe, what it is ahead by goes {join(changes)}."
+    if past := [title for title, _, _, ahead in gaps if ahead]:
+        told += f" By the rule above, {join(past)} then {'is' if len(past) == 1 else 'are'} ahead of it."
+    behind = [(title, a, b) for title, a, b, _ in gaps if a > 0]  # a gap that was never there needs no explanation
     halved = [title for title, a, b in behind if b <= a / 2]
     if not behind:
-        return moved
+        return told
     if not halved:
-        return f"{moved} It is halved for none of them, and so for the larger part not one of training budget."
+        return f"{told} The gap is halved for none of them, and so for the larger part not one of training budget."
     which = "all of them" if len(halved) == len(behind) else join(halved)
-    return f"{moved} It is at least halved for {which}, and there for the larger part one of training budget."
+    return f"{told} The gap is at least halved for {which}, and there for the larger part one of training budget."
 
 
 def best_epoch(study: Study) -> str:

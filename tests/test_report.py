@@ -255,11 +255,20 @@ def test_cross_validation_pools_its_folds(tmp_path):
 
 @pytest.mark.parametrize(
     ("full", "words"),
-    [(-4, "It is at least halved for all of them"), (-6, "It is halved for none of them")],
+    [(-4, "The gap is at least halved for all of them"), (-6, "The gap is halved for none of them")],
 )
 def test_a_gap_is_one_of_budget_where_the_recipe_halves_it(full, words):
     rows = {"simple_cnn": difference(-10, -11, -9), "simple_cnn_full": difference(full, full - 1, full + 1)}
     assert words in sentences.budget(with_rows(**rows))
+
+
+def test_a_baseline_that_overtakes_is_said_to():
+    rows = {"resnet18": difference(-7, -9, -5), "resnet18_full": difference(4, 2, 6)}
+    told = sentences.budget(with_rows(**rows))
+    assert "from $+$7.00 to $-$4.00 points for ResNet-18" in told
+    assert "By the rule above, ResNet-18 then is ahead of it." in told and "halved for all of them" in told
+    rows = {"resnet18": difference(-7, -9, -5), "resnet18_full": difference(1, -1, 3)}
+    assert "then" not in sentences.budget(with_rows(**rows))
 
 
 def test_a_baseline_that_was_never_behind_has_no_gap_to_explain():
