@@ -115,8 +115,8 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
-    told = [accuracy(study), sentences.changes(study), sentences.state(study), sentences.source(study)]
-    told += [provenance(study), other_budget(study)]
+    told = [accuracy(study), sentences.rivals(study), sentences.changes(study), sentences.state(study)]
+    told += [sentences.source(study), provenance(study), other_budget(study)]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.models(study))}"
 
 

@@ -41,6 +41,7 @@ def sentences(study: Study) -> dict[str, str]:
         "ClaimsSentence": claims(study),
         "HolmSentence": holm(study),
         "BudgetSentence": budget(study),
+        "RivalsSentence": rivals(study),
         "BestEpochSentence": best_epoch(study),
         "CvSentence": cross_validation(study),
         "ClassSentence": classes(study),
@@ -233,6 +234,22 @@ def budget(study: Study) -> str:
         return f"{told} The gap is halved for none of them, and so for the larger part not one of training budget."
     which = "all of them" if len(halved) == len(behind) else join(halved)
     return f"{told} The gap is at least halved for {which}, and there for the larger part one of training budget."
+
+
+def rivals(study: Study) -> str:
+    """Which baselines are ahead of the main model under its own recipe, by the rule at the top; "" before all are."""
+    rows = {title: study.row(f"{name}_full") for name, title in BASELINES.items()}
+    if not all(row and row["common_seeds"] for row in rows.values()):
+        return ""
+    ahead = [
+        rf"{title} by {number(row['difference'], 2)} points (95\,\% interval {number(row['low'], 2)} to "
+        rf"{number(row['high'], 2)})"
+        for title, row in rows.items()
+        if row["low"] > 0
+    ]
+    if not ahead:
+        return "Under its own recipe, none of the baselines is ahead of it."
+    return f"Under its own recipe it is behind {join(ahead)}."
 
 
 def best_epoch(study: Study) -> str:

@@ -262,6 +262,17 @@ def test_a_gap_is_one_of_budget_where_the_recipe_halves_it(full, words):
     assert words in sentences.budget(with_rows(**rows))
 
 
+def test_rivals_are_named_once_all_baselines_have_run():
+    rows = {f"{name}_full": difference(-1, -3, 1) for name in sentences.BASELINES}
+    assert sentences.rivals(with_rows(**rows)) == "Under its own recipe, none of the baselines is ahead of it."
+    rows["resnet18_full"] = difference(4, 2, 6)
+    assert sentences.rivals(with_rows(**rows)) == (
+        r"Under its own recipe it is behind ResNet-18 by 4.00 points (95\,\% interval 2.00 to 6.00)."
+    )
+    del rows["simple_cnn_full"]
+    assert sentences.rivals(with_rows(**rows)) == ""
+
+
 def test_a_baseline_that_overtakes_is_said_to():
     rows = {"resnet18": difference(-7, -9, -5), "resnet18_full": difference(4, 2, 6)}
     told = sentences.budget(with_rows(**rows))
