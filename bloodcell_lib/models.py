@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bloodcell_lib import finer
 from bloodcell_lib.cells import CELL_TYPES
@@ -65,18 +66,19 @@ LITE = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What to build. `dropout`, `stochastic_depth` and `squeeze_excite` touch the MBConv networks alone.
+    """What to build. `squeeze_excite` and `kernel` touch the MBConv networks alone, `dropout` and `stochastic_depth`
+    those and `slim_resnet`.
 
     A field that is added later has the default that builds what was built before, so that older records stay true.
 
-    name: `deep_efficientnet`, `as_described`, `broad`, `efficientnet_lite`, `simple_cnn` or `resnet18`.
+    name: `deep_efficientnet`, `as_described`, `broad`, `slim_resnet`, `efficientnet_lite`, `simple_cnn` or `resnet18`.
     dropout: probability before the last linear layer.
     stochastic_depth: drop probability of the deepest block; it grows linearly from 0 at the first (Huang et al. 2016).
     squeeze_excite: False replaces every squeeze-and-excitation by the identity.
     finer: an output for each finer type (`finer.OUTPUTS`), which are learned and then added up to the eight classes.
     norm: `batch` or `group`, after every convolution.
     grey_world: each image's colours are balanced before they are standardised.
-    kernel: side of the depthwise kernels of the MBConv networks, odd.
+    kernel: side of the depthwise kernels, odd.
     """
 
     name: str = "deep_efficientnet"
@@ -153,6 +155,50 @@ class MBConvNet(nn.Module):
         return self.head(self.dropout(self.features(x).mean((2, 3))))
 
 
+class Basic(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut (He et al. 2016, figure 2), with SiLU and stochastic depth.
+
+    Input (B, C_in, H, W), output (B, C_out, H / stride, W / stride), rounded up.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, config: ModelConfig, drop: float) -> None:
+        super().__init__()
+        conv = partial(conv_norm, norm=config.norm)
+        self.convs = nn.Sequential(
+            conv(channels_in, channels, 3, stride), conv(channels, channels, 3, activation=False)
+        )
+        same = stride == 1 and channels_in == channels
+        self.shortcut = nn.Identity() if same else conv(channels_in, channels, 1, stride, activation=False)
+        self.drop = StochasticDepth(drop) if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.shortcut(x) + self.drop(self.convs(x)))
+
+
+class SlimResNet(nn.Module):
+    """ResNet-18's four stages of two blocks at three eighths of its width, behind a 3 x 3 stem without a pool.
+
+    x float (B, 3, H, W), standardised -> logits float (B, config.outputs). As many parameters as the main network, in
+    plain convolutions.
+    """
+
+    def __init__(self, config: ModelConfig, widths: tuple[int, ...] = (24, 48, 96, 208)) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        channels = widths[0]
+        for i, (width, stride) in enumerate((w, 1 + (w != widths[0] and not k)) for w in widths for k in range(2)):
+            drop = config.stochastic_depth * i / (2 * len(widths) - 1)
+            blocks.append(Basic(channels, width, stride, config, drop))
+            channels = width
+        self.features = nn.Sequential(conv_norm(3, widths[0], 3, 2, norm=config.norm), *blocks)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.head = nn.Linear(channels, config.outputs)
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.features(x).mean((2, 3))))
+
+
 def initialise(module: nn.Module) -> None:
     """Normal weights scaled by the true fan out (He et al. 2015; a depthwise kernel feeds one channel, not all), a
     small linear layer, and residual branches that start at zero (Goyal et al. 2017), as a deep narrow net needs."""
@@ -166,6 +212,8 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, MBConv) and module.residual:
         nn.init.zeros_(module.project[1].weight)
+    elif isinstance(module, Basic):
+        nn.init.zeros_(module.convs[1][1].weight)
 
 
 class SimpleCNN(nn.Module):
@@ -223,6 +271,7 @@ NETWORKS = {
     "deep_efficientnet": partial(MBConvNet, DEEP),
     "as_described": partial(MBConvNet, AS_DESCRIBED),
     "broad": partial(MBConvNet, BROAD),
+    "slim_resnet": SlimResNet,
     "efficientnet_lite": partial(MBConvNet, LITE),
     "simple_cnn": SimpleCNN,
     "resnet18": _resnet18,

@@ -172,6 +172,7 @@ EXTRA = _named(
     _lever("wide", "Central 300 pixels", view={"crop": 300}),
     _lever("large", "A third larger", view={"size": 4 / 3}),
     _lever("broad", "Fewer, wider blocks", model=ModelConfig("broad")),
+    _lever("slim_resnet", "A slim ResNet-18", model=ModelConfig("slim_resnet")),
     _lever("broad_kernel", "Fewer, wider blocks, 5 x 5", model=ModelConfig("broad", kernel=5)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
     *(

@@ -42,6 +42,7 @@ def lively(model: nn.Module) -> nn.Module:
         ("efficientnet_lite", 550_000 * 0.98, 550_000 * 1.02),
         ("as_described", 295_000, 305_000),
         ("broad", 1_400_000, 1_450_000),
+        ("slim_resnet", 1_700_000, 1_840_228),
     ],
 )
 def test_parameters(name, low, high):
