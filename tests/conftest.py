@@ -32,6 +32,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """A profile that is no demo and takes the images of tests as they are: `small(pixels)` gives its name."""
+    from bloodcell_lib import plans  # after the number of threads is set
+
+    def add(pixels: int) -> str:
+        monkeypatch.setitem(plans.PROFILES, "small", plans.Profile("small", pixels, crop=200, epochs=2, seeds=(0,)))
+        return "small"
+
+    return add
+
+
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """A folder with `runs`, the record of a very short training, its images `cells`, and `weights` exported from it."""

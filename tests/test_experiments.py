@@ -75,9 +75,11 @@ def test_the_study_has_its_sixteen_rows_in_order():
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
     extra += ["growing_images", "finer_labels"]
     remedies = ["group_norm", "stain_jitter", "grey_world"]
+    levers = [name for name, row in EXPERIMENTS.items() if row.group == "lever"]
+    assert len(levers) == 20 and all(name.startswith("with_") for name in levers)
     pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
     cleaning = [*pairs, *(f"cv_clean{k}" for k in range(5))]
-    assert list(EXPERIMENTS) == [*STUDY, *extra, *remedies, *(f"without_{name}" for name in NAMES), *cleaning]
+    assert list(EXPERIMENTS) == [*STUDY, *extra, *remedies, *(f"without_{name}" for name in NAMES), *levers, *cleaning]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
 
@@ -119,7 +121,8 @@ def test_a_plan_has_the_profiles_epochs_and_its_seed(name):
     for profile, budget in plans.PROFILES.items():
         plan = Task(name, 7, profile).plan()
         assert plan.train.seed == 7
-        assert plan.train.epochs == min(budget.epochs, EXPERIMENTS[name].epochs or budget.epochs)
+        epochs = budget.epochs * EXPERIMENTS[name].length
+        assert plan.train.epochs == min(epochs, EXPERIMENTS[name].epochs or epochs)
         assert replace(plan.train, epochs=1, seed=0) == replace(EXPERIMENTS[name].train, epochs=1, seed=0)
 
 
@@ -258,8 +261,8 @@ def test_what_is_recorded_is_not_run_again(made, cells):
     assert {path: path.stat().st_mtime_ns for path in task.folder.iterdir()} == before
 
 
-def test_a_record_of_other_images_or_another_configuration_is_refused(cells, tmp_path):
-    task = replace(lite(tmp_path), profile="cpu")
+def test_a_record_of_other_images_or_another_configuration_is_refused(cells, tmp_path, small):
+    task = replace(lite(tmp_path), profile=small(64))
     experiments.run(task, cells)
     with pytest.raises(BloodcellError, match=r"seed0 was recorded on other images: move it away"):
         experiments.run(task, cells.subset(range(39)))
@@ -271,9 +274,9 @@ def test_a_record_of_other_images_or_another_configuration_is_refused(cells, tmp
         experiments.run(task, cells)
 
 
-def test_a_record_older_than_a_setting_is_of_the_same_configuration(cells, tmp_path):
+def test_a_record_older_than_a_setting_is_of_the_same_configuration(cells, tmp_path, small):
     """Whether a setting is new is told by its absence; its default is what was done before there was one."""
-    task = replace(lite(tmp_path), profile="cpu")
+    task = replace(lite(tmp_path), profile=small(64))
     made = experiments.run(task, cells)
     path = task.folder / "record.json"
     older = json.loads(path.read_text())

@@ -89,8 +89,8 @@ def test_training_on_finer_types_learns_and_averages(cells):
     assert run.history[-1]["train_accuracy"] > 0.5
 
 
-def test_the_row_is_recorded_in_eight_classes_and_read_back(cells, tmp_path):
-    task = Task("finer_labels", 0, "demo/study", tmp_path, (("epochs", 1),), device="cpu", progress=False)
+def test_the_row_is_recorded_in_eight_classes_and_read_back(cells, tmp_path, small):
+    task = Task("finer_labels", 0, small(32), tmp_path, (("epochs", 1),), device="cpu", progress=False)
     record = experiments.run(task, cells)
     assert record.info["config"]["model"]["finer"] and record.validation().probabilities.shape == (8, 8)
     held_out = experiments.divide(cells, "split")[1]
@@ -98,8 +98,8 @@ def test_the_row_is_recorded_in_eight_classes_and_read_back(cells, tmp_path):
     assert np.allclose(found, record.validation().probabilities, atol=2e-3)
 
 
-def test_a_record_from_before_the_setting_existed_is_still_the_same_run(cells, tmp_path):
-    task = Task("efficientnet_lite", 0, "cpu", tmp_path, (("epochs", 1),), device="cpu", progress=False)
+def test_a_record_from_before_the_setting_existed_is_still_the_same_run(cells, tmp_path, small):
+    task = Task("efficientnet_lite", 0, small(32), tmp_path, (("epochs", 1),), device="cpu", progress=False)
     experiments.run(task, cells)
     path = task.folder / "record.json"
     info = json.loads(path.read_text())

@@ -66,8 +66,13 @@ def cells():
     return replace(drawn, names=tuple(names), sha256=tuple(map(str, range(len(names)))))
 
 
+@pytest.fixture(autouse=True)
+def profile(small):
+    small(32)
+
+
 def task(name: str, folder) -> Task:
-    return Task(name, 0, "cpu", folder, (("epochs", 1), ("batch_size", 16)), device="cpu", progress=False)
+    return Task(name, 0, "small", folder, (("epochs", 1), ("batch_size", 16)), device="cpu", progress=False)
 
 
 def test_a_fold_is_trained_without_what_the_others_suspect(cells, tmp_path, monkeypatch):

@@ -83,6 +83,6 @@ def test_images_are_given_only_where_they_are_the_records(places):
     info["data"]["fingerprint"] = cells.fingerprint
     path.write_text(json.dumps(info))
     found = shelf.images_of(load_records(places / "results" / "cpu")[0], str(drawn))
-    assert found is not None and (len(found), found.images.shape[-1]) == (16, 96)
+    assert found is not None and (len(found), found.images.shape[-1]) == (16, info["config"]["pixels"])
     with pytest.raises(BloodcellError, match=r"No folder"):
         shelf.images_of(record, str(places / "nowhere"))
