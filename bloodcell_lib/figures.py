@@ -48,7 +48,7 @@ CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "
 @styled
 def architecture(config: ModelConfig, pixels: int) -> Figure:
     """The MBConv network of `config` at `pixels` x `pixels`, and one of its blocks, drawn from the model itself."""
-    figure = Page((WIDTH, 3.55 + FOOT))
+    figure = Page((WIDTH, 3.4 + FOOT))
     draw_network(figure, config, pixels, FOOT)
     return figure
 
@@ -59,7 +59,7 @@ def training_curves(records: Sequence[Record]) -> Figure:
     group = evaluate.leading(records)
     title = group[0].info["title"]
     band = "; band: lowest to highest seed" if len(group) > 1 else ""
-    figure, (axes,) = canvas(2.2, f"{title}, {_note(group)}{band}", ncols=2)
+    figure, (axes,) = canvas(1.95, f"{title}, {_note(group)}{band}", ncols=2)
     epochs = min(len(record.info["history"]) for record in group)
     x = np.arange(1, epochs + 1)
     for ax, what, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
@@ -98,17 +98,15 @@ def ablations(table: pd.DataFrame) -> Figure:
     claims = {
         claim.against: -claim.value for claim in CLAIMS if claim.kind == "difference" and claim.experiment == "main"
     }
-    lines: list[tuple[str, pd.Series | None, str]] = []  # words, row or None for a heading, colour
-    for group in (*wanted, "extra"):
-        rows = chosen[chosen["group"] == group]
-        colour = GROUP_COLOURS[group]
-        if len(rows):
-            lines.append(("depth" if group == "extra" else group, None, colour))
-            lines += [(row["title"], row, colour) for _, row in rows.iterrows()]
-    figure, ((ax,),) = canvas(0.185 * len(lines) + 0.7, _table_note(chosen, "common_seeds"))
-    for y, (_, row, colour) in enumerate(lines):
-        if row is None:
-            continue
+    groups = [chosen[chosen["group"] == group] for group in (*wanted, "extra")]
+    lines: list[tuple[float, pd.Series]] = []  # how far down, and the row; a gap parts the groups
+    for rows in groups:
+        below = lines[-1][0] + 1.4 if lines else 0.0
+        lines += [(below + k, row) for k, (_, row) in enumerate(rows.iterrows())]
+    last = lines[-1][0]
+    figure, ((ax,),) = canvas(0.17 * last + 0.85, _table_note(chosen, "common_seeds"))
+    for y, row in lines:
+        colour = GROUP_COLOURS[row["group"]]
         ax.plot([row["low"], row["high"]], [y, y], color=colour, solid_capstyle="butt", linewidth=1.5)
         ax.plot(row["difference"], y, "o", color=colour)
         if row.name in claims and row["course"]:
@@ -116,11 +114,10 @@ def ablations(table: pd.DataFrame) -> Figure:
         words = f"{row['difference']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "−")
         ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", size=8)
     ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set(ylim=(len(lines) - 0.4, -0.6), xlabel="difference to the main model (points of validation accuracy)")
-    ax.set_yticks(range(len(lines)), [words.capitalize() if row is None else words for words, row, _ in lines])
-    for label, (_, row, colour) in zip(ax.get_yticklabels(), lines):
-        if row is None:
-            label.set(weight="bold", color=colour)
+    ax.set(ylim=(last + 0.6, -0.6), xlabel="difference to the main model (points of validation accuracy)")
+    ax.set_yticks([y for y, _ in lines], [row["title"] for _, row in lines])
+    for label, (_, row) in zip(ax.get_yticklabels(), lines):
+        label.set_color(GROUP_COLOURS[row["group"]])
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     ax.plot([], [], "o-", color=GREY, label="measured, 95 % interval")
