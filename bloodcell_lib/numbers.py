@@ -6,7 +6,6 @@ A number that no record gives is `DASH`. Sentences that depend on numbers come f
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +21,12 @@ import torch
 from bloodcell_lib import evaluate, models, paths, plans
 from bloodcell_lib.analysis import load_analyses
 from bloodcell_lib.compare import claims_table, study_table
+from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
 
-DASH = "--"
 REFERENCE_PIXELS, REFERENCE_EPOCHS, REFERENCE_IMAGES = 224, 50, 640  # as the reference states them; 640: validation
 LEVEL = r"95\,\%"  # of every interval, in `evaluate` and `compare`
 NAMES = {
@@ -287,44 +286,6 @@ def camel(name: str) -> str:
 def without_source(text: str) -> str:
     """Drops the file names in brackets at a claim's end."""
     return re.sub(r"\s*\([^()]*(\.md|\.csv|\.json|notebook)[^()]*\)$", "", text)
-
-
-def number(value: Any, digits: int = 0) -> str:
-    """A number with so many decimals, or a dash for None and nan."""
-    if value is None or not math.isfinite(value):
-        return DASH
-    return f"{value:,.{digits}f}".replace("-", "$-$")
-
-
-def signed(value: Any, digits: int = 2) -> str:
-    """The same with its sign."""
-    return number(value, digits) if value is None or not value > 0 else f"$+${value:.{digits}f}"
-
-
-def count(value: Any) -> str:
-    """A whole number, with commas between thousands."""
-    return number(value, 0)
-
-
-def plain(value: Any) -> str:
-    """A setting as short as it can be written: 0.3, 32, $10^{-3}$."""
-    if value is None:
-        return DASH
-    if 0 < abs(value) < 0.01:
-        mantissa, exponent = f"{value:.0e}".split("e")
-        factor = "" if mantissa == "1" else rf"{mantissa} \cdot "
-        return rf"${factor}10^{{{int(exponent)}}}$"
-    return f"{value:g}"
-
-
-def escape(text: str) -> str:
-    """Plain text to LaTeX, with the few signs that our records and claims use."""
-    special = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\^{}"}
-    special |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$"}
-    text = "".join(special.get(letter, letter) for letter in text)
-    # A thin space before the sign, and a plus and a minus that are as wide as each other.
-    text = text.replace(r" \%", r"\,\%")
-    return re.sub(r"(?<![\w.$])([+-])(?=\d)", r"$\1$", text)
 
 
 def _times(factor: float, value: float | None) -> float | None:

@@ -13,7 +13,8 @@ import numpy as np
 from bloodcell_lib import evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
-from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study, count, escape, number, signed
+from bloodcell_lib.latex import count, escape, join, number, plural, signed
+from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
 from bloodcell_lib.plans import EXTRA, STUDY
 from bloodcell_lib.reference import CLAIMS
 
@@ -339,16 +340,6 @@ def closing(study: Study) -> str:
     measured = escape(study.claims.loc["main_accuracy", "measured"])
     smaller = f"; at a smaller size and with fewer epochs we measure {measured}" if measured else ""
     return f"Whether the validation accuracy of {stated} can be reached is still open here{smaller}."
-
-
-def plural(n: float, noun: str) -> str:
-    """1 seed, 3 seeds."""
-    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
-
-
-def join(parts: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _a(title: str) -> str:

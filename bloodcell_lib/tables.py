@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import evaluate
-from bloodcell_lib.numbers import DASH, Study, count, escape, number, plain, signed, without_source
+from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
+from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import STUDY
 from bloodcell_lib.unknown import SCORES, means
 

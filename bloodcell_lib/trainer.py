@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from bloodcell_lib import finer, graphs, mixing, models, paths
+from bloodcell_lib import checkpoints, finer, graphs, mixing, models
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.errors import BloodcellError, OtherRun
+from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.machine import describe_machine, keep_memory, peak_memory, reset_peak_memory
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.recipe import PRECISIONS, TrainConfig, learning_rate, side
@@ -306,6 +306,7 @@ class Trainer:
         return json.dumps([asdict(part) for part in parts] + [{"device": self.device.type, **seen}])
 
     def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds, besides the random states."""
         return {
             "model": self.model,
             "optimiser": self.optimiser,
@@ -315,50 +316,10 @@ class Trainer:
 
     def _save(self, seconds: float) -> None:
         assert self.checkpoint is not None
-        state = {name: part.state_dict() for name, part in self._state().items()}
-        random = {"own": self.generator.get_state(), "cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
-        whole = {"identity": self._identity(), "history": self.history, "seconds": seconds, "state": state}
-        with paths.write_whole(self.checkpoint) as temporary:
-            try:
-                torch.save({**whole, "random": random}, temporary)
-            except RuntimeError as error:  # how torch's writer tells it
-                raise OSError("the disk may be full") from error
+        checkpoints.save(self.checkpoint, self._identity(), self._state(), self.generator, self.history, seconds)
 
     def _restore(self) -> None:
         assert self.checkpoint is not None
-        try:
-            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            if changed := difference(saved["identity"], self._identity()):
-                raise OtherRun(
-                    f"{self.checkpoint} belongs to another configuration ({changed}): "
-                    "train with that one, or start afresh with --no-resume."
-                )
-            for name, part in self._state().items():
-                part.load_state_dict(saved["state"][name])
-            self._fit_optimiser()  # the checkpoint may come from a run with a graph, or without
-            self.history, self.seconds_before = saved["history"], saved["seconds"]
-            self.generator.set_state(saved["random"]["own"])
-            torch.set_rng_state(saved["random"]["cpu"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
-        except BloodcellError:
-            raise
-        except Exception as error:  # torch raises many kinds for a damaged file or one of other networks
-            raise BloodcellError(f"{self.checkpoint} is not a whole checkpoint: remove it and start again.") from error
-
-
-def difference(before: str, now: str) -> str:
-    """The first setting in which two identities differ, in words; "" where they agree.
-
-    A field that is newer than the checkpoint counts with its default, which trains as before there was one.
-    """
-    a, b = json.loads(before), json.loads(now)
-    defaults = json.loads(json.dumps([asdict(part) for part in (ModelConfig(), TrainConfig(), AugmentConfig())]))
-    for default, old, new in zip([*defaults, {}], a, b):
-        old = default | old
-        for key in old | new:
-            if old.get(key) != new.get(key):
-                return f"{key} {old.get(key)}, not {new.get(key)}"
-    return "" if len(a) == len(b) else "format an older one, not this one"
+        given = self.checkpoint, self._identity(), self._state(), self.generator
+        self.history, self.seconds_before = checkpoints.restore(*given)
+        self._fit_optimiser()  # the checkpoint may come from a run with a graph, or without

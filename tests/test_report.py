@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import figures, numbers, paths, report, sentences
+from bloodcell_lib import figures, latex, paths, report, sentences
 from bloodcell_lib.compare import COLUMNS
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import PUBLISHED, Study
@@ -119,7 +119,7 @@ def test_every_macro_is_generated_whatever_is_recorded(whole, tmp_path):
 def test_the_whole_study_leaves_no_dash(whole, tmp_path):
     report.generate(whole / "results", tmp_path)
     macros = generated(tmp_path)
-    missing = {name for name in used_macros() if macros[name] == numbers.DASH}
+    missing = {name for name in used_macros() if macros[name] == latex.DASH}
     # The stand-in records lack some of the recipe's settings; a real one has them all.
     assert missing <= {"ScaleLow", "ScaleHigh", "Translation", "Brightness", "Hue"}
 
@@ -292,14 +292,14 @@ def test_a_baseline_that_was_never_behind_has_no_gap_to_explain():
     [(None, "--"), (np.nan, "--"), (1234.5, "1,234.50"), (-0.5, "$-$0.50"), (0, "0.00")],
 )
 def test_number(value, text):
-    assert numbers.number(value, 2) == text
+    assert latex.number(value, 2) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(1e-3, "$10^{-3}$"), (3e-4, r"$3 \cdot 10^{-4}$"), (0.2, "0.2"), (32, "32"), (0.0, "0")]
 )
 def test_setting(value, text):
-    assert numbers.plain(value) == text
+    assert latex.plain(value) == text
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_setting(value, text):
     ],
 )
 def test_escape(text, latex):
-    assert numbers.escape(text) == latex
+    assert latex.escape(text) == latex
 
 
 # The PDF
