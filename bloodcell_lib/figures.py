@@ -17,10 +17,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bloodcell_lib import evaluate, evidence, explained, limits, paths
 from bloodcell_lib.cells import COLOURS, TITLES
-from bloodcell_lib.compare import study_table
+from bloodcell_lib.compare import BEYOND, study_table
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.diagram import draw_network
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.forest import CLAIM_MARK, GROUP_COLOURS, ablations, beyond, table_note
 from bloodcell_lib.gallery import class_distribution, manifest_cells, sample_sheet, synthetic_cells
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import PROFILES
@@ -29,20 +30,8 @@ from bloodcell_lib.reference import CLAIMS
 from bloodcell_lib.style import FOOT, GREY, INK, WIDTH, Page, canvas, save, styled
 from bloodcell_lib.style import style as style  # offered here too: the one context for a figure of one's own
 
-# Okabe and Ito's colours and one of Tol's, told apart by colour-blind readers; one colour a group everywhere.
-GROUP_COLOURS = {
-    "main": INK,
-    "baseline": "#E69F00",
-    "attention": "#0072B2",
-    "regularisation": "#009E73",
-    "schedule": "#D55E00",
-    "augmentation": "#AA3377",
-    "extra": GREY,
-    "cv": GREY,
-}
 TRAIN, VALIDATION = "#D55E00", "#0072B2"
 BEHIND = {"facecolor": "w", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # of words that lines would strike out
-CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
 
 
 @styled
@@ -85,49 +74,6 @@ def training_curves(records: Sequence[Record]) -> Figure:
 
 
 @styled
-def ablations(table: pd.DataFrame) -> Figure:
-    """Difference of each ablation to the main model, with 95 % intervals; hollow: what the reference claims.
-
-    table: of `compare.study_table`. Raises BloodcellError if it compares no ablation.
-    """
-    wanted = ("attention", "regularisation", "schedule", "augmentation")
-    chosen = table[table["group"].isin(wanted) | (table.index == "as_described")]
-    chosen = chosen[chosen["difference"].notna()]
-    if chosen.empty:
-        raise BloodcellError("No ablation shares seeds and images with the main experiment: run both first.")
-    claims = {
-        claim.against: -claim.value for claim in CLAIMS if claim.kind == "difference" and claim.experiment == "main"
-    }
-    groups = [chosen[chosen["group"] == group] for group in (*wanted, "extra")]
-    lines: list[tuple[float, pd.Series]] = []  # how far down, and the row; a gap parts the groups
-    for rows in groups:
-        below = lines[-1][0] + 1.4 if lines else 0.0
-        lines += [(below + k, row) for k, (_, row) in enumerate(rows.iterrows())]
-    last = lines[-1][0]
-    figure, ((ax,),) = canvas(0.17 * last + 0.85, _table_note(chosen, "common_seeds"))
-    for y, row in lines:
-        colour = GROUP_COLOURS[row["group"]]
-        ax.plot([row["low"], row["high"]], [y, y], color=colour, solid_capstyle="butt", linewidth=1.5)
-        ax.plot(row["difference"], y, "o", color=colour)
-        if row.name in claims and row["course"]:
-            ax.plot(claims[row.name], y, **CLAIM_MARK)
-        words = f"{row['difference']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "−")
-        ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", size=8)
-    ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set(ylim=(last + 0.6, -0.6), xlabel="difference to the main model (points of validation accuracy)")
-    ax.set_yticks([y for y, _ in lines], [row["title"] for _, row in lines])
-    for label, (_, row) in zip(ax.get_yticklabels(), lines):
-        label.set_color(GROUP_COLOURS[row["group"]])
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False, axis="y")
-    ax.plot([], [], "o-", color=GREY, label="measured, 95 % interval")
-    if chosen.loc[[name for name in chosen.index if name in claims], "course"].any():
-        ax.plot([], [], **CLAIM_MARK, label="the reference's claim")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
-    return figure
-
-
-@styled
 def model_comparison(table: pd.DataFrame) -> Figure:
     """Accuracy with its interval against parameters; open: the reference's budget, filled: the main model's recipe.
 
@@ -137,7 +83,7 @@ def model_comparison(table: pd.DataFrame) -> Figure:
     names += [name for name in table.index if name.endswith("_full") and name.removesuffix("_full") not in names]
     if not names:
         raise BloodcellError("No model to compare: run the main experiment or a baseline first.")
-    figure, ((ax,),) = canvas(2.9, _table_note(table.loc[names]))
+    figure, ((ax,),) = canvas(2.9, table_note(table.loc[names]))
     claims = {claim.experiment: claim.value for claim in CLAIMS if claim.kind == "best"}
     sizes = table.loc[names, "parameters"].astype(float)
     for name in names:
@@ -266,6 +212,7 @@ def draw_all(
         "architecture": lambda: architecture(ModelConfig(**plan["model"]), plan["pixels"]),
         "training_curves": lambda: training_curves(records),
         "ablations": lambda: ablations(table),
+        **({"beyond": lambda: beyond(table)} if table["group"].isin(BEYOND).any() else {}),
         "model_comparison": lambda: model_comparison(table),
         "confusion_matrix": lambda: confusion_matrix(records),
         "per_class_f1": lambda: per_class_f1(records),
@@ -288,10 +235,3 @@ def _note(records: Sequence[Record]) -> str:
     n, images = len(records), records[0].info["data"]["validation"]
     shown = f", {images} validation images" if images else ""
     return f"profile {records[0].profile}, {n} seed{'s' if n > 1 else ''}{shown}"
-
-
-def _table_note(table: pd.DataFrame, column: str = "seeds") -> str:
-    profiles = ", ".join(dict.fromkeys(table["profile"]))
-    low, high = table[column].min(), table[column].max()
-    seeds = f"{low}" if low == high else f"{low} to {high}"
-    return f"profile {profiles}, {seeds} seed{'s' if high > 1 else ''} a point; 95 % intervals over seeds and images"

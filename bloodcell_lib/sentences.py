@@ -12,13 +12,14 @@ import numpy as np
 
 from bloodcell_lib import evaluate
 from bloodcell_lib.cells import TITLES
-from bloodcell_lib.compare import AGREES, DIFFERS
+from bloodcell_lib.compare import AGREES, BASES, BEYOND, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural, signed
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
 from bloodcell_lib.plans import EXTRA, STUDY
 from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"
+NAMED = 3  # changes beyond the reference's that a sentence names
 BASELINES = {name: row.title for name, row in STUDY.items() if row.group == "baseline"}
 
 
@@ -37,6 +38,7 @@ def sentences(study: Study) -> dict[str, str]:
         "AugmentationVerdict": effect(study, "aug_none"),
         "DepthVerdict": effect(study, "as_described"),
         "ChangesSentence": changes(study),
+        "BeyondSentence": beyond(study),
         "FlipsSentence": flips(study),
         "GainsSentence": gains(study),
         "ClaimsSentence": claims(study),
@@ -146,16 +148,36 @@ def changes(study: Study) -> str:
     rows = [row for name in names if (row := study.row(name)) and row["common_seeds"]]
     if not rows:
         return "No change to the main recipe is measured yet."
+    moved = _moved(rows)
+    first = f"Of {plural(len(rows), 'single change')} to the main recipe, "
+    if not moved:
+        return f"{first}none moves accuracy."
+    return f"{first}{len(moved)} move{'s' * (len(moved) == 1)} accuracy: {join(moved)}."
+
+
+def _moved(rows: Sequence[dict]) -> list[str]:
+    """The rows of the study's table that move accuracy, by the rule at the top, in words; the largest first."""
     moved = sorted((row for row in rows if row["low"] > 0 or row["high"] < 0), key=lambda row: -abs(row["difference"]))
-    told = [
+    return [
         rf"{row['title'][0].lower()}{escape(row['title'][1:])} ({signed(row['difference'])} points, 95\,\% interval "
         rf"{signed(row['low'])} to {signed(row['high'])})"
         for row in moved
     ]
-    first = f"Of {plural(len(rows), 'single change')} to the main recipe, "
+
+
+def beyond(study: Study) -> str:
+    """What the rows that the reference's study does not have do to accuracy, by the same rule."""
+    rows = [row for name in EXTRA if (row := study.row(name)) and row["group"] in BEYOND and row["common_seeds"]]
+    if not rows:
+        return "No change beyond the reference's own is measured yet."
+    bases = dict.fromkeys(BASES.get(row["group"], "main") for row in rows)
+    against = join([{"main": "the main recipe"}.get(name, STUDY[name].title.lower() + " alone") for name in bases])
+    moved = _moved(rows)
+    first = f"Of {plural(len(rows), 'change')} beyond the reference's own, each against {against}, "
     if not moved:
         return f"{first}none moves accuracy."
-    return f"{first}{len(moved)} move{'s' * (len(moved) == 1)} accuracy: {join(told)}."
+    most = ", most of all" * (len(moved) > NAMED)
+    return f"{first}{len(moved)} move{'s' * (len(moved) == 1)} accuracy{most}: {join(moved[:NAMED])}."
 
 
 def flips(study: Study) -> str:

@@ -20,7 +20,7 @@ from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.records import load_records
 
-RECORDED = ("training_curves", "ablations", "model_comparison", "confusion_matrix", "per_class_f1")
+RECORDED = ("training_curves", "ablations", "beyond", "model_comparison", "confusion_matrix", "per_class_f1")
 EVERY = ("class_distribution", "sample_sheet", "architecture", *RECORDED)
 NETWORKS = [
     ModelConfig(),
@@ -66,7 +66,7 @@ def cells():
 
 
 def drawn(name, records, cells, config=NETWORKS[0], pixels=224):
-    if name in ("ablations", "model_comparison"):
+    if name in ("ablations", "beyond", "model_comparison"):
         return getattr(figures, name)(compare.study_table(records, resamples=500))
     if name == "architecture":
         return figures.architecture(config, pixels)
@@ -111,7 +111,7 @@ def test_no_text_is_cut_or_covered(name, study, cells):
     check_layout(drawn(name, study, cells))
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", [name for name in RECORDED if name != "beyond"])
 def test_the_same_for_part_of_a_study(name, small, cells):
     check_layout(drawn(name, small, cells))
 
@@ -182,7 +182,7 @@ def test_figures_without_main(tmp_path, cells):
     records = records_of(tmp_path, ["no_se", "resnet18_full"], (0, 1), images=64)
     with pytest.warns(UserWarning, match="ablations was left out"):
         written = figures.draw_all(records, records, {}, cells, tmp_path / "figures")
-    assert set(written) == set(EVERY) - {"ablations"}
+    assert set(written) == set(EVERY) - {"ablations", "beyond"}
 
 
 def test_style_leaves_the_users_settings_alone(study):
@@ -198,7 +198,7 @@ def test_style_leaves_the_users_settings_alone(study):
 
 def test_a_notebook_shows_a_figure_without_pyplot(study):
     with Image.open(io.BytesIO(figures.training_curves(study)._repr_png_())) as image:
-        assert image.size == (825, 355)
+        assert image.size == (825, 318)
     assert plt.get_fignums() == []
 
 
@@ -299,6 +299,19 @@ def test_ablations_show_the_table(study, small):
     # The reference's numbers say nothing about other images.
     (ax,) = figures.ablations(compare.study_table(small, resamples=500)).axes
     assert not [line for line in ax.lines if line.get_marker() == "D"]
+
+
+def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
+    table = compare.study_table(study, resamples=500)
+    (ax,) = figures.beyond(table).axes
+    rows = table[table["group"].isin(compare.BEYOND)]
+    shown = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    assert sorted(shown) == sorted(rows["difference"]) and len(shown) == len(rows) > 20
+    assert "levers: to flips alone" in ax.get_xlabel()
+    without = figures.beyond(table[table["group"] != "lever"]).axes[0]
+    assert "levers" not in without.get_xlabel()
+    with pytest.raises(BloodcellError, match="Nothing beyond the reference's study"):
+        figures.beyond(compare.study_table(small, resamples=500))
 
 
 def test_model_comparison_shows_both_budgets(study):

@@ -239,6 +239,29 @@ def test_the_changes_that_move_accuracy_are_named_the_largest_first():
     assert sentences.changes(with_rows()) == "No change to the main recipe is measured yet."
 
 
+def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
+    rows = {
+        "growing_images": difference(-1, -2, 0.5) | {"title": "Images that grow", "group": "speed"},
+        "with_turns": difference(0.5, 0.1, 1, 1) | {"title": "Flips and quarter turns", "group": "lever"},
+        "cv_fold0": difference(5, 3, 7) | {"title": "Fold 1 of 5", "group": "cv"},
+    }
+    assert sentences.beyond(with_rows(**rows)) == (
+        "Of 2 changes beyond the reference's own, each against the main recipe and flips alone, 1 moves accuracy: "
+        r"flips and quarter turns ($+$0.50 points, 95\,\% interval $+$0.10 to $+$1.00)."
+    )
+    names = [name for name, row in EXPERIMENTS.items() if row.group == "lever"][:5]
+    many = {
+        name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "lever"} for k, name in enumerate(names, 1)
+    }
+    told = sentences.beyond(with_rows(**many))
+    assert "each against flips alone, 5 move accuracy, most of all: l5 ($+$5.00" in told and told.count("points") == 3
+    del rows["with_turns"]
+    assert sentences.beyond(with_rows(**rows)) == (
+        "Of 1 change beyond the reference's own, each against the main recipe, none moves accuracy."
+    )
+    assert sentences.beyond(with_rows()) == "No change beyond the reference's own is measured yet."
+
+
 def test_cross_validation_pools_its_folds(tmp_path):
     folds = [f"cv_fold{k}" for k in range(5)]
     write_records(tmp_path / "some", folds[:3], seeds=(0,))
