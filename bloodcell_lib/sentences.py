@@ -173,7 +173,7 @@ def beyond(study: Study) -> str:
     bases = dict.fromkeys(BASES.get(row["group"], "main") for row in rows)
     against = join([{"main": "the main recipe"}.get(name, STUDY[name].title.lower() + " alone") for name in bases])
     moved = _moved(rows)
-    first = f"Of {plural(len(rows), 'change')} beyond the reference's own, each against {against}, "
+    first = f"Of {plural(len(rows), 'change')} beyond the reference's own, set against {against}, "
     if not moved:
         return f"{first}none moves accuracy."
     most = ", most of all" * (len(moved) > NAMED)

@@ -246,7 +246,7 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         "cv_fold0": difference(5, 3, 7) | {"title": "Fold 1 of 5", "group": "cv"},
     }
     assert sentences.beyond(with_rows(**rows)) == (
-        "Of 2 changes beyond the reference's own, each against the main recipe and flips alone, 1 moves accuracy: "
+        "Of 2 changes beyond the reference's own, set against the main recipe and flips alone, 1 moves accuracy: "
         r"flips and quarter turns ($+$0.50 points, 95\,\% interval $+$0.10 to $+$1.00)."
     )
     names = [name for name, row in EXPERIMENTS.items() if row.group == "lever"][:5]
@@ -254,10 +254,10 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "lever"} for k, name in enumerate(names, 1)
     }
     told = sentences.beyond(with_rows(**many))
-    assert "each against flips alone, 5 move accuracy, most of all: l5 ($+$5.00" in told and told.count("points") == 3
+    assert "set against flips alone, 5 move accuracy, most of all: l5 ($+$5.00" in told and told.count("points") == 3
     del rows["with_turns"]
     assert sentences.beyond(with_rows(**rows)) == (
-        "Of 1 change beyond the reference's own, each against the main recipe, none moves accuracy."
+        "Of 1 change beyond the reference's own, set against the main recipe, none moves accuracy."
     )
     assert sentences.beyond(with_rows()) == "No change beyond the reference's own is measured yet."
 
