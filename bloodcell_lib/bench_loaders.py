@@ -56,7 +56,7 @@ def timm_batches(
     try:
         from timm.data import ImageDataset, create_loader
     except ImportError as error:
-        raise BloodcellError("timm is not installed: pip install 'bloodcell-lib[bench]'") from error
+        raise BloodcellError("timm is not installed: pip install -e '.[bench]'") from error
     smallest, largest = augment.scale
     return create_loader(
         ImageDataset(str(folder)),

@@ -148,7 +148,9 @@ def study(
     data: Data = None,
     experiments: Annotated[
         str,
-        typer.Option(help="Names or groups: all, extra, cv, cv_pair, cv_clean, lever, robustness, unknown."),
+        typer.Option(
+            help="Names or groups: study, all, extra, cv, cv_pair, cv_clean, labels, lever, robustness, speed, unknown."
+        ),
     ] = "",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's, of which `cv` takes one.")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; several may share one GPU.")] = 1,

@@ -15,6 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from bloodcell_lib import models
 from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
 from bloodcell_lib.models import ModelConfig
+from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
@@ -107,7 +108,7 @@ def study_table(
         compared = base in frames and name != base and info["group"] not in ALONE
         against = difference(frame, frames[base], resamples, seed) if compared else Difference()
         rows[name] = {
-            "title": ", ".join([info["title"], *name.split("+")[1:]]),  # what was changed for a run by hand
+            "title": _title(name, info["title"]),
             "group": info["group"],
             "profile": group[0].profile,
             "course": all(record.info["data"]["course"] for record in group),
@@ -167,6 +168,12 @@ def claims_table(records: Sequence[Record]) -> pd.DataFrame:
             "source": claim.source,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
+
+
+def _title(name: str, recorded: str) -> str:
+    """The row's words of today, where it still has any, and what was changed for a run by hand."""
+    row, *changes = name.split("+")
+    return ", ".join([EXPERIMENTS[row].title if row in EXPERIMENTS else recorded, *changes])
 
 
 Runs = dict[str, list[Record]]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bloodcell_lib import answers, bench, calibration, evaluate, paths, sentences, tables
+from bloodcell_lib import answers, bench, calibration, evaluate, paths, sentences, tables, verdicts
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.numbers import Study, built, without_source
 from bloodcell_lib.plans import PROFILES
@@ -115,9 +115,14 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
-    told = [accuracy(study), sentences.rivals(study), sentences.changes(study), sentences.state(study)]
+    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), verdicts.beyond(study)]
+    told += [sentences.state(study)]
     told += [sentences.source(study), provenance(study), other_budget(study)]
-    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.models(study))}"
+    below = (
+        "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "
+        "budget."
+    )
+    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.models(study))}\n\n{_paragraph(below)}"
 
 
 def accuracy(study: Study) -> str:
@@ -161,7 +166,7 @@ def claims(study: Study) -> str:
         measured, interval = ((text or "–").replace("-", "−") for text in (row["measured"], interval))
         rows.append((row["claim"], row["stated"], elsewhere, measured, interval, row["verdict"]))
     head = ("Claim", "Stated", "Its other files", "Measured, profile " + study.profile, "95 % interval", "Verdict")
-    return f"{_paragraph(sentences.claims(study), sentences.deviation(study))}\n\n{_table(head, rows)}"
+    return f"{_paragraph(verdicts.claims(study), sentences.deviation(study))}\n\n{_table(head, rows)}"
 
 
 def trust(study: Study) -> str:
@@ -189,7 +194,7 @@ def evaluation(study: Study) -> str:
     if not study.records:
         return NOTHING
     told = [accuracy(study), sentences.source(study), other_budget(study), sentences.best_epoch(study)]
-    told += [sentences.cross_validation(study)]
+    told += [sentences.cross_validation(study), verdicts.flips(study)]
     below = [sentences.classes(study), sentences.mistakes(study), confidence(study)]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study))}\n\n{_paragraph(*below)}"
 

@@ -6,6 +6,7 @@ A number that no record gives is `DASH`. Sentences that depend on numbers come f
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -235,6 +236,7 @@ def _measured(study: Study) -> dict[str, str]:
         "MainBestGain": number(gap, 2),
         "MainPredictions": count(len(study.pooled.labels) if study.pooled else None),
         "MainMistakes": count(wrong),
+        "DecayShare": plain(_decayed(study)),
         "OneImagePoints": number(100 / overview["images"] if overview else None, 2),
         "CvRuns": count(len(folds)),
         "CvAccuracy": number(_times(100, np.mean(scores) if scores else None), 2),
@@ -286,6 +288,16 @@ def camel(name: str) -> str:
 def without_source(text: str) -> str:
     """Drops the file names in brackets at a claim's end."""
     return re.sub(r"\s*\([^()]*(\.md|\.csv|\.json|notebook)[^()]*\)$", "", text)
+
+
+def _decayed(study: Study) -> float | None:
+    """The share by which decoupled decay alone shrinks a weight in a run of main: 1 - exp(-sum of rate x decay)."""
+    config, history = study.main("config"), study.main("history")
+    if not config or "weight_decay" not in config["train"]:
+        return None
+    steps = math.ceil(study.main("data", "train") / config["train"]["batch_size"])
+    rates = sum(row["learning_rate"] for row in history)
+    return -math.expm1(-config["train"]["weight_decay"] * steps * rates)
 
 
 def _times(factor: float, value: float | None) -> float | None:

@@ -125,8 +125,10 @@ STUDY = _named(
     Experiment("lr_constant", "Constant rate", "schedule", train=TrainConfig(schedule="constant")),
     Experiment("lr_step", "Step decay", "schedule", train=TrainConfig(schedule="step")),
     Experiment("aug_none", "No augmentation", "augmentation", augment=NONE),
-    Experiment("aug_flips", "Flips", "augmentation", augment=_FLIPS),
-    Experiment("aug_flips_rotation", "Flips and rotation", "augmentation", augment=replace(_FLIPS, rotation=30.0)),
+    Experiment("aug_flips", "Flips alone", "augmentation", augment=_FLIPS),
+    Experiment(
+        *("aug_flips_rotation", "Flips and rotation alone", "augmentation"), augment=replace(_FLIPS, rotation=30.0)
+    ),
 )
 EXTRA = _named(
     *(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 COMPARISON = "results/model_comparison_detailed.csv"
+SUMMARY = "MODEL_ANALYSIS.md, Model Architecture Summary"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,10 @@ def _gain(key: str, what: str, stated: str, source: str, elsewhere: str, over: s
     return Claim(key, what, stated, value, rounding, "points", source, elsewhere, "difference", experiment, over)
 
 
-def _parameters(
-    network: str, title: str, stated: str, value: int, source: str, elsewhere: str, key: str = "", rounding: float = 0.5
-) -> Claim:
-    elsewhere = f"{elsewhere} (MODEL_ANALYSIS.md, Model Architecture Summary)"
+def _parameters(network: str, title: str, stated: str, value: int, source: str, elsewhere: str, key: str = "") -> Claim:
+    elsewhere = f"{elsewhere} ({SUMMARY})"
     key, claim = f"{key or network}_parameters", f"{title}, parameters"
-    return Claim(key, claim, stated, value, rounding, "", source, elsewhere, "parameters", network)
+    return Claim(key, claim, stated, value, 0.5, "", source, elsewhere, "parameters", network)
 
 
 KEY = "README.md, Key Results"
@@ -87,7 +86,11 @@ CLAIMS = (
     _parameters("as_described", "DeepEfficientNet", "1,840,228", 1_840_228, COMPARISON, "6.3 M", key="main"),
     _parameters("simple_cnn", "SimpleCNN", "26,084,104", 26_084_104, COMPARISON, "2.1 M"),
     _parameters("resnet18", "ResNet-18", "11,180,616", 11_180_616, COMPARISON, "11.2 M"),
-    _parameters("efficientnet_lite", "EfficientNetLite", "0.55 M", 550_000, MODELS, "4.8 M", rounding=5_000),
+    # Nothing says how it is built: ours was fitted to this number, which it cannot test.
+    Claim(
+        *("efficientnet_lite_parameters", "EfficientNetLite, parameters", "0.55 M", 550_000, 5_000, "", MODELS),
+        f"4.8 M ({SUMMARY})",
+    ),
     Claim(
         *("training_time", "Training, RTX 4080 SUPER", "8 min, 50 epochs", 8.0, 0.5, "min", KEY),
         "90 min, 30 epochs (MODEL_ANALYSIS.md, Training Efficiency Analysis)",

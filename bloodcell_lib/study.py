@@ -146,7 +146,7 @@ def dask_executor(address: str, timeout: float = 10.0) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise BloodcellError("--dask needs dask.distributed: pip install 'bloodcell-lib[cluster]'.") from error
+        raise BloodcellError("--dask needs dask.distributed: pip install -e '.[cluster]'.") from error
     try:
         client = Client(address, timeout=timeout)
     except (OSError, TimeoutError, ValueError) as error:

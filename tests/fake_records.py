@@ -120,6 +120,7 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
                 "batch_size": 32,
                 "optimiser": "adam" if baseline else "adamw",
                 "learning_rate": 0.001,
+                "weight_decay": 0.0 if baseline else 1e-4,
                 "schedule": EXPERIMENTS[name].train.schedule,
             },
             "augment": {"flips": name != "aug_none", "rotation": 30.0},

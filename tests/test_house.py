@@ -45,11 +45,12 @@ def test_a_module_imports_only_what_stands_above_it(module):
 
 
 def test_readme_profiles_are_the_codes():
-    for name, pixels, epochs, seeds in re.findall(
-        r"^\| `(demo|cpu|full)` \|[^|]*\| (\d+) \| (\d+) \| (\d+) \|", README, re.M
+    for name, crop, *numbers in re.findall(
+        r"^\| `(demo|cpu|full)` \|[^|]*\| (\w+) \| (\d+) \| (\d+) \| (\d+) \|", README, re.M
     ):
         profile = PROFILES[name]
-        assert (profile.pixels, profile.epochs, len(profile.seeds)) == (int(pixels), int(epochs), int(seeds))
+        assert [profile.pixels, profile.epochs, len(profile.seeds)] == [int(number) for number in numbers]
+        assert str(profile.crop or "all") == crop
     assert len(re.findall(r"^\| `(?:demo|cpu|full)` \|", README, re.MULTILINE)) == 3
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import figures, latex, paths, report, sentences
+from bloodcell_lib import figures, latex, paths, report, sentences, verdicts
 from bloodcell_lib.compare import COLUMNS
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import PUBLISHED, Study
@@ -153,8 +153,8 @@ def test_numbers_are_those_of_the_records(whole, tmp_path):
     assert macros["DescribedParameters"] == "299,866"
     claims = (tmp_path / "claims.tex").read_text()
     assert claims.count("cannot be tested") == 5  # levels, which `cpu` does not test
-    assert claims.count(";") == 2 * 7 - 1 and "Peak GPU memory (4.2 GB; 4.2 GB, with 6.3 M)" in claims  # not measured
-    assert claims.count(r" \\") == 16
+    assert claims.count(";") == 2 * 8 - 1 and "Peak GPU memory (4.2 GB; 4.2 GB, with 6.3 M)" in claims  # not measured
+    assert claims.count(r" \\") == 15
 
 
 def test_full_is_preferred_to_cpu(tmp_path):
@@ -187,7 +187,7 @@ def test_what_is_recorded_is_said(tmp_path):
 def test_the_demo_says_that_its_cells_are_drawn(tmp_path):
     study = Study.of(load_records(demo(tmp_path) / "demo" / "study"), "demo/study")
     assert "say nothing about blood" in sentences.source(study)
-    assert "none can be tested" in sentences.gains(study)
+    assert "none can be tested" in verdicts.gains(study)
 
 
 def with_rows(**rows: dict) -> Study:
@@ -208,35 +208,41 @@ def difference(mean: float, low: float, high: float, seeds: int = 3) -> dict:
         (difference(1, 0.5, 2), r"lowers accuracy by 1.00 points (95\,\% interval $-$2.00 to $-$0.50, 3 seeds)"),
         (
             difference(-0.4, -1, 0.1, 1),
-            r"makes no difference that 1 seed can show ($+$0.40 points, 95\,\% interval $-$0.10 to $+$1.00)",
+            r"cannot be judged by 1 seed ($+$0.40 points, 95\,\% interval $-$0.10 to $+$1.00 over images)",
         ),
-        (difference(np.nan, np.nan, np.nan, 0), sentences.UNMEASURED),
+        (
+            difference(-0.4, -1, 0.1),
+            r"makes no difference that 3 seeds can show ($+$0.40 points, 95\,\% interval $-$0.10 to $+$1.00)",
+        ),
+        (difference(np.nan, np.nan, np.nan, 0), verdicts.UNMEASURED),
     ],
 )
 def test_a_difference_is_one_only_where_its_interval_leaves_out_zero(row, phrase):
-    assert sentences.effect(with_rows(no_se=row), "no_se") == phrase
+    assert verdicts.effect(with_rows(no_se=row), "no_se") == phrase
 
 
 def test_an_absent_experiment_is_not_measured():
-    assert sentences.effect(with_rows(), "no_se") == "has not been measured yet"
+    assert verdicts.effect(with_rows(), "no_se") == "has not been measured yet"
 
 
 def test_the_changes_that_move_accuracy_are_named_the_largest_first():
     rows = {
         "no_se": difference(-1, -2, -0.5) | {"title": "No squeeze-and-excitation"},
         "lr_step": difference(0.5, -1, 2) | {"title": "Step decay"},
-        "aug_flips": difference(5, 3, 7) | {"title": "Flips", "mean": 0.96},
+        "aug_flips": difference(5, 3, 7) | {"title": "Flips alone", "mean": 0.96},
+        "aug_none": difference(9, 8, 10, 1) | {"title": "No augmentation"},
         "simple_cnn": difference(-20, -21, -19) | {"title": "SimpleCNN"},
     }
-    assert sentences.changes(with_rows(**rows)) == (
-        r"Of 3 single changes to the main recipe, 2 move accuracy: flips ($+$5.00 points, 95\,\% interval $+$3.00 to "
-        r"$+$7.00) and no squeeze-and-excitation ($-$1.00 points, 95\,\% interval $-$2.00 to $-$0.50)."
+    assert verdicts.changes(with_rows(**rows)) == (
+        "Of 3 variants of the main recipe, 2 differ from it in accuracy: "
+        r"flips alone ($+$5.00 points, 95\,\% interval $+$3.00 to $+$7.00) and "
+        r"no squeeze-and-excitation ($-$1.00 points, 95\,\% interval $-$2.00 to $-$0.50)."
     )
-    assert "Flips alone reach 96.00" in sentences.flips(with_rows(**rows))
-    rows = {"aug_flips": difference(1, -1, 3) | {"title": "Flips", "mean": 0.96}}
-    assert sentences.changes(with_rows(**rows)) == "Of 1 single change to the main recipe, none moves accuracy."
-    assert sentences.flips(with_rows(**rows)) == ""
-    assert sentences.changes(with_rows()) == "No change to the main recipe is measured yet."
+    assert "Flips alone reach 96.00" in verdicts.flips(with_rows(**rows))
+    rows = {"aug_flips": difference(1, -1, 3) | {"title": "Flips alone", "mean": 0.96}}
+    assert verdicts.changes(with_rows(**rows)) == "Of 1 variant of the main recipe, none differs from it in accuracy."
+    assert verdicts.flips(with_rows(**rows)) == ""
+    assert verdicts.changes(with_rows()) == "No variant of the main recipe is measured with two seeds yet."
 
 
 def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
@@ -245,21 +251,21 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         "with_turns": difference(0.5, 0.1, 1, 1) | {"title": "Flips and quarter turns", "group": "lever"},
         "cv_fold0": difference(5, 3, 7) | {"title": "Fold 1 of 5", "group": "cv"},
     }
-    assert sentences.beyond(with_rows(**rows)) == (
-        "Of 2 changes beyond the reference's own, set against the main recipe and flips alone, 1 moves accuracy: "
-        r"flips and quarter turns ($+$0.50 points, 95\,\% interval $+$0.10 to $+$1.00)."
+    assert verdicts.beyond(with_rows(**rows)) == (
+        "Of 1 change to the main recipe beyond the reference's own, none differs from it in accuracy. With one seed, "
+        "which screens and proves nothing, 1 change to flips alone lies at $+$0.50 points, flips and quarter turns."
     )
     names = [name for name, row in EXPERIMENTS.items() if row.group == "lever"][:5]
     many = {
         name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "lever"} for k, name in enumerate(names, 1)
     }
-    told = sentences.beyond(with_rows(**many))
-    assert "set against flips alone, 5 move accuracy, most of all: l5 ($+$5.00" in told and told.count("points") == 3
-    del rows["with_turns"]
-    assert sentences.beyond(with_rows(**rows)) == (
-        "Of 1 change beyond the reference's own, set against the main recipe, none moves accuracy."
-    )
-    assert sentences.beyond(with_rows()) == "No change beyond the reference's own is measured yet."
+    told = verdicts.beyond(with_rows(**many))
+    assert told.startswith("Of 5 changes to flips alone") and told.count("points") == verdicts.NAMED
+    assert "5 differ from it in accuracy, most of all: l5 ($+$5.00" in told
+    for row in many.values():
+        row["common_seeds"] = 1
+    assert verdicts.beyond(with_rows(**many)).endswith("lie from $+$1.00 points, l1, to $+$5.00, l5.")
+    assert verdicts.beyond(with_rows()) == "No change beyond the reference's own is measured yet."
 
 
 def test_cross_validation_pools_its_folds(tmp_path):
@@ -278,36 +284,36 @@ def test_cross_validation_pools_its_folds(tmp_path):
 
 @pytest.mark.parametrize(
     ("full", "words"),
-    [(-4, "The gap is at least halved for all of them"), (-6, "The gap is halved for none of them")],
+    [(-4, "The gap is at least halved for SimpleCNN"), (-6, "The gap is halved for none of them")],
 )
 def test_a_gap_is_one_of_budget_where_the_recipe_halves_it(full, words):
     rows = {"simple_cnn": difference(-10, -11, -9), "simple_cnn_full": difference(full, full - 1, full + 1)}
-    assert words in sentences.budget(with_rows(**rows))
+    assert words in verdicts.budget(with_rows(**rows))
 
 
 def test_rivals_are_named_once_all_baselines_have_run():
-    rows = {f"{name}_full": difference(-1, -3, 1) for name in sentences.BASELINES}
-    assert sentences.rivals(with_rows(**rows)) == "Under its own recipe, none of the baselines is ahead of it."
+    rows = {f"{name}_full": difference(-1, -3, 1) for name in verdicts.BASELINES}
+    assert verdicts.rivals(with_rows(**rows)) == "Under its own recipe, none of the baselines is ahead of it."
     rows["resnet18_full"] = difference(4, 2, 6)
-    assert sentences.rivals(with_rows(**rows)) == (
-        r"Under its own recipe it is behind ResNet-18 by 4.00 points (95\,\% interval 2.00 to 6.00)."
+    assert verdicts.rivals(with_rows(**rows)) == (
+        r"Under its own recipe it is behind ResNet-18 by 4.00 points (95\,\% interval 2.00 to 6.00, 3 seeds)."
     )
     del rows["simple_cnn_full"]
-    assert sentences.rivals(with_rows(**rows)) == ""
+    assert verdicts.rivals(with_rows(**rows)) == ""
 
 
 def test_a_baseline_that_overtakes_is_said_to():
     rows = {"resnet18": difference(-7, -9, -5), "resnet18_full": difference(4, 2, 6)}
-    told = sentences.budget(with_rows(**rows))
-    assert "from $+$7.00 to $-$4.00 points for ResNet-18" in told
-    assert "By the rule above, ResNet-18 then is ahead of it." in told and "halved for all of them" in told
+    told = verdicts.budget(with_rows(**rows))
+    assert "from $+$7.00 (3 seeds) to $-$4.00 (3 seeds) for ResNet-18" in told
+    assert "By the rule above, ResNet-18 then is ahead of it." in told and "halved for ResNet-18" in told
     rows = {"resnet18": difference(-7, -9, -5), "resnet18_full": difference(1, -1, 3)}
-    assert "then" not in sentences.budget(with_rows(**rows))
+    assert "then" not in verdicts.budget(with_rows(**rows))
 
 
 def test_a_baseline_that_was_never_behind_has_no_gap_to_explain():
     rows = {"resnet18": difference(1, 0, 2), "resnet18_full": difference(2, 1, 3)}
-    assert "halved" not in sentences.budget(with_rows(**rows))
+    assert "halved" not in verdicts.budget(with_rows(**rows))
 
 
 @pytest.mark.parametrize(
@@ -326,15 +332,15 @@ def test_setting(value, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "latex"),
+    ("text", "escaped"),
     [
         ("96.82 ± 0.94 % (n = 3)", r"96.82 $\pm$ 0.94\,\% (n = 3)"),
         ("+2.57, 96.81 to 99.38", "$+$2.57, 96.81 to 99.38"),
         ("ResNet-18 & a_b", r"ResNet-18 \& a\_b"),
     ],
 )
-def test_escape(text, latex):
-    assert latex.escape(text) == latex
+def test_escape(text, escaped):
+    assert latex.escape(text) == escaped
 
 
 # The PDF

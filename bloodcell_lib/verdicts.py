@@ -1,0 +1,196 @@
+"""Sentences that compare: what each part is worth, how claims fare, which network is ahead; each by a stated rule.
+
+The rule for a difference: it is called one only where the 95 % interval of the paired difference leaves zero out, and
+where it is of two seeds or more: the interval of one seed knows nothing of another seed's luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bloodcell_lib.compare import AGREES, BASES, BEYOND, DIFFERS
+from bloodcell_lib.latex import escape, join, number, plural, signed
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.plans import EXTRA, STUDY
+from bloodcell_lib.reference import CLAIMS
+
+UNMEASURED = "has not been measured yet"
+BASELINES = {name: row.title for name, row in STUDY.items() if row.group == "baseline"}
+NAMED = 3  # changes that a sentence names, at most
+JUDGED = 2  # seeds from which on a difference is judged
+
+
+def effect(study: Study, without: str) -> str:
+    """What the main recipe gains over the experiment `without` one of its parts, by the rule at the top."""
+    row = study.row(without)
+    if not row or not row["common_seeds"]:
+        return UNMEASURED
+    gain, low, high, seeds = -row["difference"], -row["high"], -row["low"], int(row["common_seeds"])
+    interval = rf"95\,\% interval {signed(low)} to {signed(high)}"
+    if seeds < JUDGED:
+        return rf"cannot be judged by {plural(seeds, 'seed')} ({signed(gain)} points, {interval} over images)"
+    if low > 0 or high < 0:
+        verb = "raises" if low > 0 else "lowers"
+        return rf"{verb} accuracy by {number(abs(gain), 2)} points ({interval}, {plural(seeds, 'seed')})"
+    return rf"makes no difference that {plural(seeds, 'seed')} can show ({signed(gain)} points, {interval})"
+
+
+def changes(study: Study) -> str:
+    """Which variants of the main recipe differ from it in accuracy, by the rule at the top; the largest first."""
+    names = [name for name, row in STUDY.items() if row.group not in ("main", "baseline")]
+    rows = [row for name in names if (row := study.row(name)) and row["common_seeds"] >= JUDGED]
+    if not rows:
+        return "No variant of the main recipe is measured with two seeds yet."
+    return _moved(f"Of {plural(len(rows), 'variant')} of the main recipe", rows)
+
+
+def _moved(first: str, rows: Sequence[dict]) -> str:
+    """`first`, and which of the rows differ in accuracy from what they change, the largest named."""
+    moved = sorted((row for row in rows if row["low"] > 0 or row["high"] < 0), key=lambda row: -abs(row["difference"]))
+    if not moved:
+        return f"{first}, none differs from it in accuracy."
+    told = [
+        rf"{row['title'][0].lower()}{escape(row['title'][1:])} ({signed(row['difference'])} points, 95\,\% interval "
+        rf"{signed(row['low'])} to {signed(row['high'])})"
+        for row in moved[:NAMED]
+    ]
+    more = ", most of all" * (len(told) < len(moved))
+    return f"{first}, {len(moved)} differ{'s' * (len(moved) == 1)} from it in accuracy{more}: {join(told)}."
+
+
+def beyond(study: Study) -> str:
+    """What the rows that the reference's study does not have do to accuracy; of one seed, that they are no result."""
+    found = [row for name in EXTRA if (row := study.row(name)) and row["group"] in BEYOND and row["common_seeds"]]
+    told = []
+    for base, what in (("main", "the main recipe"), ("aug_flips", "flips alone")):
+        rows = [row for row in found if BASES.get(row["group"], "main") == base]
+        judged = [row for row in rows if row["common_seeds"] >= JUDGED]
+        screened = [row for row in rows if row["common_seeds"] < JUDGED]
+        if judged:
+            first = f"Of {plural(len(judged), 'change')} to {what} beyond the reference's own"
+            told.append(_moved(first, judged))
+        if screened:
+            told.append(_screened(what, sorted(screened, key=lambda row: row["difference"])))
+    return " ".join(told) or "No change beyond the reference's own is measured yet."
+
+
+def _screened(what: str, rows: Sequence[dict]) -> str:
+    """Rows of one seed, from the lowest difference to the highest."""
+    first, last = rows[0], rows[-1]
+    words = [f"{row['title'][0].lower()}{escape(row['title'][1:])}" for row in (first, last)]
+    more = f", to {signed(last['difference'])}, {words[1]}" if len(rows) > 1 else ""
+    lie = "lies at" if len(rows) == 1 else "lie from"
+    return (
+        f"With one seed, which screens and proves nothing, {plural(len(rows), 'change')} to {what} {lie} "
+        f"{signed(first['difference'])} points, {words[0]}{more}."
+    )
+
+
+def flips(study: Study) -> str:
+    """What flips alone say about the main recipe's augmentation, where they say anything by the rule at the top."""
+    row = study.row("aug_flips")
+    if not row or not row["common_seeds"] or not row["low"] > 0:
+        return ""
+    return (
+        rf"The reference's augmentation is a case of its own. Flips alone reach {number(100 * row['mean'], 2)}\,\%"
+        f": in {study.budget.epochs} epochs, what rotation, scale, shifts and colour add to them costs more than it "
+        "gives. Whether a longer training would turn this round, these runs cannot say."
+    )
+
+
+def gains(study: Study) -> str:
+    """How the reference's claimed gains of single parts fare, and which cannot be told from none."""
+    keys = [claim.key for claim in CLAIMS if claim.kind == "difference"]
+    told = _verdicts(study, keys, f"the {len(keys)} gains that the project ascribes to parts of its recipe")
+    agreeing = study.claims.loc[keys][study.claims.loc[keys, "verdict"] == AGREES]
+    unsure = int(((agreeing["low"] <= 0) & (agreeing["high"] >= 0)).sum())
+    if not unsure:
+        return told
+    which = "The one that agrees" if len(agreeing) == 1 else f"Of those that agree, {unsure}"
+    return f"{told} {which} cannot be told from no gain at all."
+
+
+def claims(study: Study) -> str:
+    """How all its claims fare."""
+    return _verdicts(study, [claim.key for claim in CLAIMS], f"{len(CLAIMS)} claims in all")
+
+
+def _verdicts(study: Study, keys: Sequence[str], what: str) -> str:
+    verdicts = study.claims.loc[list(keys), "verdict"].tolist()
+    agree, differ = verdicts.count(AGREES), verdicts.count(DIFFERS)
+    rest = len(verdicts) - agree - differ
+    if not agree + differ:
+        return f"Of {what}, none can be tested with what is recorded."
+    parts = []
+    if agree:
+        parts.append(f"{agree} agree{'s' * (agree == 1)} with what we measure")
+    if differ:
+        parts.append(f"{differ} do{'es' * (differ == 1)} not")
+    if not agree:
+        parts[-1] += " agree with what we measure"
+    if rest:
+        parts.append(f"{rest} cannot be tested with what is recorded")
+    return f"Of {what}, {join(parts)}."
+
+
+def holm(study: Study) -> str:
+    """How many differences the corrected exact test finds among the reference's study and what mirrors it."""
+    tested = study.table.loc[~study.table["group"].isin(BEYOND), "p_holm"].dropna() if len(study.table) else []
+    if not len(tested):
+        return "No experiment can be tested against the main one yet."
+    found = int((tested < 0.05).sum())
+    return (
+        rf"Holm's correction over all {plural(len(tested), 'comparison')} with the main model leaves {found} with an "
+        rf"adjusted $p$ below 0.05."
+    )
+
+
+def budget(study: Study) -> str:
+    """Whether the reference's gap to its baselines is one of architecture or of training budget."""
+    gaps = []
+    for name, title in BASELINES.items():
+        small, full = study.row(name), study.row(f"{name}_full")
+        if small.get("common_seeds") and full.get("common_seeds"):
+            gaps.append((title, small, full))
+    if not gaps:
+        return (
+            "Whether the reference's gap is one of architecture or of recipe and length cannot be said yet: it takes "
+            "the baselines under both, with seeds that the main model has too."
+        )
+    changes = [f"from {_ahead(small)} to {_ahead(full)} for {title}" for title, small, full in gaps]
+    told = f"With the main model's whole recipe and length, what it is ahead by goes, in points, {join(changes)}."
+    if past := [title for title, _, full in gaps if full["low"] > 0 and full["common_seeds"] >= JUDGED]:
+        told += f" By the rule above, {join(past)} then {'is' if len(past) == 1 else 'are'} ahead of it."
+    # A gap that was never there needs no explanation.
+    behind = [
+        (title, -small["difference"], -full["difference"]) for title, small, full in gaps if small["difference"] < 0
+    ]
+    if not behind:
+        return told
+    halved = [title for title, before, after in behind if after <= before / 2]
+    if not halved:
+        return f"{told} The gap is halved for none of them, and so for the larger part not one of recipe and length."
+    return (
+        f"{told} The gap is at least halved for {join(halved)}, and there for the larger part one of recipe and length."
+    )
+
+
+def _ahead(row: dict) -> str:
+    """By how much main is ahead, with the seeds that say so."""
+    return f"{signed(-row['difference'])} ({plural(row['common_seeds'], 'seed')})"
+
+
+def rivals(study: Study) -> str:
+    """Which baselines are ahead of the main model under its own recipe, by the rule at the top; "" before all are."""
+    rows = {title: study.row(f"{name}_full") for name, title in BASELINES.items()}
+    if not all(row and row["common_seeds"] for row in rows.values()):
+        return ""
+    ahead = [
+        rf"{title} by {number(row['difference'], 2)} points (95\,\% interval {number(row['low'], 2)} to "
+        rf"{number(row['high'], 2)}, {plural(row['common_seeds'], 'seed')})"
+        for title, row in rows.items()
+        if row["low"] > 0
+    ]
+    if not ahead:
+        return "Under its own recipe, none of the baselines is ahead of it."
+    return f"Under its own recipe it is behind {join(ahead)}."
