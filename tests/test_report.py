@@ -151,6 +151,9 @@ def test_numbers_are_those_of_the_records(whole, tmp_path):
     assert macros["ClaimMainAccuracyStated"] == r"99.38\,\%"
     assert (macros["ReferenceCorrect"], macros["ReferenceLow"], macros["ReferenceHigh"]) == ("636", "98.4", "99.8")
     assert macros["DescribedParameters"] == "299,866"
+    main = next(record.info for record in load_records(whole / "results" / "cpu") if record.experiment == "main")
+    left = np.prod([(1 - 1e-4 * row["learning_rate"]) ** (main["data"]["train"] / 32) for row in main["history"]])
+    assert macros["DecayShare"] == latex.plain(1 - left)
     claims = (tmp_path / "claims.tex").read_text()
     assert claims.count("cannot be tested") == 5  # levels, which `cpu` does not test
     assert claims.count(";") == 2 * 8 - 1 and "Peak GPU memory (4.2 GB; 4.2 GB, with 6.3 M)" in claims  # not measured
