@@ -32,7 +32,7 @@ def effect(study: Study, without: str) -> str:
     if low > 0 or high < 0:
         verb = "raises" if low > 0 else "lowers"
         return rf"{verb} accuracy by {number(abs(gain), 2)} points ({interval}, {plural(seeds, 'seed')})"
-    return rf"makes no difference that {plural(seeds, 'seed')} can show ({signed(gain)} points, {interval})"
+    return f"makes no difference that {plural(seeds, 'seed')} can show ({signed(gain)} points)"
 
 
 def changes(study: Study) -> str:
