@@ -32,13 +32,14 @@ SMALLEST = 5 * len(NAMES)  # images that can be split
 @dataclass(frozen=True)
 class Budget:
     """How much is measured. networks: (name, pixels, steps a lap) of the bare step. pipelines: pixels and files of the
-    comparison with other pipelines. switches, loading, predicting: pixels and steps or images a lap; cropping: pixels.
+    comparison with other pipelines. switches: pixels, steps a lap, and whether each switch is tried alone too: all
+    contenders are in memory at once. loading, predicting: pixels and images a lap; cropping: pixels.
     """
 
     repetitions: int
     networks: tuple[tuple[str, int, int], ...]
     pipelines: tuple[tuple[int, int], ...]
-    switches: tuple[tuple[int, int], ...]
+    switches: tuple[tuple[int, int, bool], ...]
     compiled: bool
     loading: tuple[int, int]
     cropping: int
@@ -54,7 +55,7 @@ BUDGETS = {
         repetitions=3,
         networks=((MAIN, 96, 4), (MAIN, 112, 4), *((name, 224, 2) for name in NETWORKS)),
         pipelines=((96, 160), (224, 64)),
-        switches=((96, 4), (224, 2)),
+        switches=((96, 4, True), (224, 2, False)),
         compiled=True,
         loading=(224, 400),
         cropping=96,
@@ -65,7 +66,7 @@ BUDGETS = {
         repetitions=5,
         networks=((MAIN, 96, 80), *((name, 224, 80) for name in NETWORKS)),
         pipelines=((96, 2560), (224, 2560)),
-        switches=((96, 80), (224, 80)),
+        switches=((96, 80, True), (224, 80, True)),
         compiled=True,
         loading=(224, 2560),
         cropping=96,
@@ -77,7 +78,7 @@ BUDGETS = {
         repetitions=2,
         networks=(("efficientnet_lite", 32, 2),),
         pipelines=((32, 32),),
-        switches=((32, 1),),
+        switches=((32, 1, True),),
         compiled=False,
         loading=(32, 32),
         cropping=32,
@@ -94,15 +95,24 @@ Part = Callable[[Budget, str, Say], dict[str, list[Comparison]]]
 
 
 def train(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
-    """The trainer against the bare step, against other pipelines, and switch by switch."""
+    """The trainer against the bare step, and against other pipelines."""
     turns = budget.repetitions
     bare = [bench_train.against_bare_step(*row, turns, device, say) for row in budget.networks]
     piped = []
     for pixels, files in budget.pipelines:
         with drawn(files, say) as folder:
             piped.append(bench_train.against_pipelines(folder, pixels, folder / "cache", turns, device, say))
-    switched = [bench_train.switch_by_switch(*row, turns, device, budget.compiled, say) for row in budget.switches]
-    return {"Training loop": bare, "Input pipelines": piped, "Switches": switched}
+    return {"Training loop": bare, "Input pipelines": piped}
+
+
+def switches(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
+    """The training step switch by switch."""
+    turns, compiled = budget.repetitions, budget.compiled
+    rows = [
+        bench_train.switch_by_switch(pixels, steps, turns, device, compiled, alone, say)
+        for pixels, steps, alone in budget.switches
+    ]
+    return {"Switches": rows}
 
 
 def predict(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]:
@@ -126,7 +136,7 @@ def growth(budget: Budget, device: str, say: Say) -> dict[str, list[Comparison]]
     }
 
 
-PARTS: dict[str, Part] = {"train": train, "predict": predict, "load": load, "growth": growth}
+PARTS: dict[str, Part] = {"train": train, "switches": switches, "predict": predict, "load": load, "growth": growth}
 
 
 @contextlib.contextmanager

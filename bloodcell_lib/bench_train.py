@@ -241,20 +241,24 @@ def against_pipelines(folder: Path, pixels: int, cache: Path, repetitions: int, 
 NAIVE = "plain loop"
 
 
-def switch_rows(device: str, compiled: bool) -> Iterator[tuple[str, Switches, int, int, str]]:
-    """Name, switches, threads (0: all), processes and a note of each contender; the first is the base."""
+def switch_rows(device: str, compiled: bool, alone: bool) -> Iterator[tuple[str, Switches, int, int, str]]:
+    """Name, switches, threads (0: all), processes and a note of each contender; the first is the base.
+
+    alone: also each switch by itself, and the threads.
+    """
     cuda = device == "cuda"
     plain, same = Switches(), "the same arithmetic"
     all_same = Switches(True, not cuda, True)
     yield NAIVE, plain, 0, 1, "float32, contiguous, default allocator and optimiser"
-    yield "channels-last", replace(plain, channels_last=True), 0, 1, f"{same}, other kernels"
-    yield "fused optimiser", replace(plain, fused=True), 0, 1, same
-    if not cuda:
+    if alone:
+        yield "channels-last", replace(plain, channels_last=True), 0, 1, f"{same}, other kernels"
+        yield "fused optimiser", replace(plain, fused=True), 0, 1, same
+    if alone and not cuda:
         yield "kept memory", replace(plain, keep_memory=True), 0, 1, same
     yield "all of these", all_same, 0, 1, "what the trainer does in float32"
     for half in ("bfloat16", "float16") if cuda else ("bfloat16",):
         yield f"all of these, {half}", replace(all_same, precision=half), 0, 1, "other rounding"
-    if not cuda:
+    if alone and not cuda:
         yield "all of these, one thread", all_same, 1, 1, same
         if (os.cpu_count() or 1) > 1:
             yield "all of these, two processes of one thread", all_same, 1, 2, "two trainings side by side, summed"
@@ -270,11 +274,13 @@ def switch_rows(device: str, compiled: bool) -> Iterator[tuple[str, Switches, in
         yield "all of these, compiled", replace(all_same, compiled=True), 0, 1, "torch.compile; other rounding"
 
 
-def switch_by_switch(pixels: int, steps: int, repetitions: int, device: str, compiled: bool, say: Say) -> Comparison:
-    """The main network's bare step under each switch against a plain PyTorch loop."""
+def switch_by_switch(
+    pixels: int, steps: int, repetitions: int, device: str, compiled: bool, alone: bool, say: Say
+) -> Comparison:
+    """The main network's bare step under each switch against a plain PyTorch loop; `switch_rows` has the rows."""
     comparison = Comparison(f"{MAIN}, {pixels} pixels, batch {RECIPE.batch_size}", NAIVE)
     contenders = {}
-    for name, switches, threads, processes, note in switch_rows(device, compiled):
+    for name, switches, threads, processes, note in switch_rows(device, compiled, alone):
         arguments = (MAIN, pixels, steps, switches, device)
         threads = threads or torch.get_num_threads()
         contenders[name] = [Lane(device, threads, bare_work, *arguments) for _ in range(processes)]

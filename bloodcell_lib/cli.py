@@ -388,7 +388,10 @@ def predict(
 
 @app.command()
 def bench(
-    part: Annotated[Optional[str], typer.Argument(help="train, predict, load or growth; default: all of them.")] = None,  # noqa: UP045
+    part: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="train, switches, predict, load or growth; default: all of them."),
+    ] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu or cuda; default: the GPU where there is one.")] = None,  # noqa: UP045
     repetitions: Annotated[int, typer.Option(min=0, help="Turns of each contender; 0: the device's default.")] = 0,
     sizes: Annotated[str, typer.Option(help="Numbers of images for growth, such as 1000,4200,17092,100000.")] = "",

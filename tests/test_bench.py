@@ -224,7 +224,7 @@ def test_a_quick_bench_tries_everything_and_keeps_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fast"], "Unknown part 'fast': choose one of train, predict, load, growth."),
+        (["fast"], "Unknown part 'fast': choose one of train, switches, predict, load, growth."),
         (["--quick", "--publish"], "leave one of --quick and --publish out."),
         (["growth", "--sizes", "many"], "--sizes many is no list of numbers from 40 on: write 1000,4200."),
         (["growth", "--sizes", "3,1000"], "--sizes 3,1000 is no list"),
