@@ -155,7 +155,7 @@ def test_timms_pipeline_gives_files_augmented(cells):
 
 def test_without_timm_its_row_says_so(cells, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.data", None)
-    with pytest.raises(BloodcellError, match=r"timm is not installed: pip install 'bloodcell-lib\[bench\]'"):
+    with pytest.raises(BloodcellError, match=r"timm is not installed: pip install -e '.\[bench\]'"):
         bench_train.pipeline_work("timm", cells / "train", 32, 0, Switches(), "cpu")
 
 
