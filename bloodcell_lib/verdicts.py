@@ -185,12 +185,18 @@ def rivals(study: Study) -> str:
     rows = {title: study.row(f"{name}_full") for name, title in BASELINES.items()}
     if not all(row and row["common_seeds"] for row in rows.values()):
         return ""
-    ahead = [
-        rf"{title} by {number(row['difference'], 2)} points (95\,\% interval {number(row['low'], 2)} to "
-        rf"{number(row['high'], 2)}, {plural(row['common_seeds'], 'seed')})"
-        for title, row in rows.items()
-        if row["low"] > 0
-    ]
+    ahead = {title: row for title, row in rows.items() if row["low"] > 0}
     if not ahead:
         return "Under its own recipe, none of the baselines is ahead of it."
-    return f"Under its own recipe it is behind {join(ahead)}."
+    judged = [_behind(title, row) for title, row in ahead.items() if row["common_seeds"] >= JUDGED]
+    hinted = [_behind(title, row) for title, row in ahead.items() if row["common_seeds"] < JUDGED]
+    told = [f"Under its own recipe it is behind {join(judged)}."] if judged else []
+    told += (
+        [f"Under its own recipe and on one seed, which judges nothing, it is behind {join(hinted)}."] if hinted else []
+    )
+    return " ".join(told)
+
+
+def _behind(title: str, row: dict) -> str:
+    interval = rf"95\,\% interval {number(row['low'], 2)} to {number(row['high'], 2)}"
+    return f"{title} by {number(row['difference'], 2)} points ({interval}, {plural(row['common_seeds'], 'seed')})"

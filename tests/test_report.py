@@ -301,6 +301,10 @@ def test_rivals_are_named_once_all_baselines_have_run():
     assert verdicts.rivals(with_rows(**rows)) == (
         r"Under its own recipe it is behind ResNet-18 by 4.00 points (95\,\% interval 2.00 to 6.00, 3 seeds)."
     )
+    rows["simple_cnn_full"] = difference(3, 2, 4, 1)
+    assert verdicts.rivals(with_rows(**rows)).endswith(
+        r"on one seed, which judges nothing, it is behind SimpleCNN by 3.00 points (95\,\% interval 2.00 to 4.00, 1 seed)."
+    )
     del rows["simple_cnn_full"]
     assert verdicts.rivals(with_rows(**rows)) == ""
 
