@@ -303,7 +303,8 @@ def test_rivals_are_named_once_all_baselines_have_run():
     )
     rows["simple_cnn_full"] = difference(3, 2, 4, 1)
     assert verdicts.rivals(with_rows(**rows)).endswith(
-        r"on one seed, which judges nothing, it is behind SimpleCNN by 3.00 points (95\,\% interval 2.00 to 4.00, 1 seed)."
+        "and on one seed, which judges nothing, "
+        r"it is behind SimpleCNN by 3.00 points (95\,\% interval 2.00 to 4.00, 1 seed)."
     )
     del rows["simple_cnn_full"]
     assert verdicts.rivals(with_rows(**rows)) == ""
