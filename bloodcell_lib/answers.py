@@ -94,10 +94,10 @@ def heat(result: Analysis) -> str:
     where = result["location"]
     gain = where["inside_less_other"]
     return (
-        f"{where['inside']['mean']:.0%} of the heat lies in the cell, which fills {where['area']['mean']:.0%} of the "
+        f"{100 * where['inside']['mean']:.0f} % of the heat lies in the cell, which fills {100 * where['area']['mean']:.0f} % of the "
         f"picture: {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) more than "
-        f"in another image's cell. The hottest pixel lies in the cell in {where['hit']['mean']:.0%} of the pictures, "
-        f"the middle of the picture in {where['centre_hit']['mean']:.0%}."
+        f"in another image's cell. The hottest pixel lies in the cell in {100 * where['hit']['mean']:.0f} % of the pictures, "
+        f"the middle of the picture in {100 * where['centre_hit']['mean']:.0f} %."
     )
 
 

@@ -50,7 +50,6 @@ SIGNS = {
     "$p$": "*p*",
     r"\,": " ",
     r"\quad ": "",
-    "--": "–",
     "$": "",
 }
 
@@ -108,6 +107,7 @@ def markdown(latex: str) -> str:
     text = re.sub(r"\\texttt\{([^{}]*)\}", r"`\1`", latex)
     for sign, letter in SIGNS.items():
         text = text.replace(sign, letter)
+    text = re.sub(r"(?<!\S)--(?!\S)", "–", text)  # alone, and not before an option's name
     return re.sub(r"\\([%&#_$])", r"\1", text).strip()
 
 

@@ -173,6 +173,7 @@ def test_every_sentence_of_the_report_can_be_said_in_markdown(studies):
     assert markdown(r"$-$0.42 [$-$1.77, $+$0.94] $\pm$ 3\,\% \texttt{a\_b} $<$0.001") == (
         "−0.42 [−1.77, +0.94] ± 3 % `a_b` <0.001"
     )
+    assert markdown("--") == "–" and markdown("`trust --only labels`") == "`trust --only labels`"
 
 
 def flat(made: str) -> str:
