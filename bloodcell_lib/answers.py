@@ -93,11 +93,11 @@ def heat(result: Analysis) -> str:
     """How much of Grad-CAM's heat lies in the cell."""
     where = result["location"]
     gain = where["inside_less_other"]
+    inside, area, hit, centre = (f"{100 * where[key]['mean']:.0f} %" for key in ("inside", "area", "hit", "centre_hit"))
     return (
-        f"{100 * where['inside']['mean']:.0f} % of the heat lies in the cell, which fills {100 * where['area']['mean']:.0f} % of the "
-        f"picture: {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) more than "
-        f"in another image's cell. The hottest pixel lies in the cell in {100 * where['hit']['mean']:.0f} % of the pictures, "
-        f"the middle of the picture in {100 * where['centre_hit']['mean']:.0f} %."
+        f"{inside} of the heat lies in the cell, which fills {area} of the picture: {100 * gain['mean']:+.1f} points "
+        f"({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) more than in another image's cell. The hottest pixel "
+        f"lies in the cell in {hit} of the pictures, the middle of the picture in {centre}."
     )
 
 
