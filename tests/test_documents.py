@@ -128,7 +128,10 @@ def test_a_clone_prints_its_records_with_two_commands_each_within_a_minute(tmp_p
     for name in ("data/manifest.csv", *DOCUMENTS):
         (clone / name).parent.mkdir(exist_ok=True)
         shutil.copy(paths.ROOT / name, clone / name)
-    write_records(clone / "report" / "results" / "cpu", list(EXPERIMENTS), epochs=50)
+    once = [name for name, row in EXPERIMENTS.items() if row.seeds == 1]
+    several = [name for name in EXPERIMENTS if name not in once]
+    for names, seeds in ((several, (0, 1, 2)), (once, (0,))):
+        write_records(clone / "report" / "results" / "cpu", names, seeds, epochs=50)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BLOODCELL_")}
     for command in ("figures", "report", "report"):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
