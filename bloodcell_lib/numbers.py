@@ -293,7 +293,7 @@ def without_source(text: str) -> str:
 def _decayed(study: Study) -> float | None:
     """The share by which decoupled decay alone shrinks a weight in a run of main: 1 - exp(-sum of rate x decay)."""
     config, history = study.main("config"), study.main("history")
-    if not config or "weight_decay" not in config["train"]:
+    if not config:
         return None
     steps = math.ceil(study.main("data", "train") / config["train"]["batch_size"])
     rates = sum(row["learning_rate"] for row in history)

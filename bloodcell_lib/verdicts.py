@@ -188,12 +188,11 @@ def rivals(study: Study) -> str:
     ahead = {title: row for title, row in rows.items() if row["low"] > 0}
     if not ahead:
         return "Under its own recipe, none of the baselines is ahead of it."
-    judged = [_behind(title, row) for title, row in ahead.items() if row["common_seeds"] >= JUDGED]
-    hinted = [_behind(title, row) for title, row in ahead.items() if row["common_seeds"] < JUDGED]
-    told = [f"Under its own recipe it is behind {join(judged)}."] if judged else []
-    told += (
-        [f"Under its own recipe and on one seed, which judges nothing, it is behind {join(hinted)}."] if hinted else []
-    )
+    told = []
+    for judged, what in ((True, ""), (False, " and on one seed, which judges nothing,")):
+        found = [_behind(title, row) for title, row in ahead.items() if (row["common_seeds"] >= JUDGED) == judged]
+        if found:
+            told.append(f"Under its own recipe{what} it is behind {join(found)}.")
     return " ".join(told)
 
 
