@@ -39,12 +39,12 @@ def make(subject: Subject, names: Iterable[str] = NAMES) -> Iterator[Path]:
 def complete(
     place: shelf.Shelf, experiment: str, device: str, data: str = "", skip_bad: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The analyses on a shelf, by name; of runs made on this machine, those that are absent or older are made first.
+    """The analyses of an experiment on a shelf, by name; of runs made on this machine, those that are absent or older are made first.
 
     Nothing is made where the images or the weights of the runs are not at hand; what cannot be made, as of too few
     images, is said in a warning.
     """
-    runs, found = place.of(experiment), analysis.load_analyses(place.runs)
+    runs, found = place.of(experiment), analysis.of_experiment(analysis.load_analyses(place.runs), experiment)
     absent = [name for name in NAMES if name not in found or not fits(found[name], runs)]
     if not absent or not place.own or not all((run.folder / "weights.safetensors").exists() for run in runs):
         return found
@@ -58,7 +58,7 @@ def complete(
             list(make(subject, [name]))
         except BloodcellError as error:
             warnings.warn(f"The analysis {name} was left out. {error}", stacklevel=2)
-    return analysis.load_analyses(place.runs)
+    return analysis.of_experiment(analysis.load_analyses(place.runs), experiment)
 
 
 def fits(content: dict[str, Any], runs: list[Record]) -> bool:

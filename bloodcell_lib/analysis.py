@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bloodcell_lib import experiments, machine, models, paths
+from bloodcell_lib import experiments, machine, models, paths, plans
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
@@ -85,10 +85,11 @@ class Subject:
         """Runs that together predict images none of them was trained on: the five folds with the lowest seed that has
         all of them, else the first run of `experiment` by itself."""
         by_seed: dict[int, list[Record]] = {}
-        for k in range(5):
-            for record in self.of(f"cv_fold{k}"):
+        folds = plans.FOLDS.get(self.experiment, ())
+        for name in folds:
+            for record in self.of(name):
                 by_seed.setdefault(record.seed, []).append(record)
-        whole = next((runs for _, runs in sorted(by_seed.items()) if len(runs) == 5), self.records[:1])
+        whole = next((runs for _, runs in sorted(by_seed.items()) if len(runs) == len(folds)), self.records[:1])
         return [(record, self.held_out(record)) for record in whole]
 
     def judges(self) -> list[tuple[Record, CellImages]]:
@@ -154,7 +155,10 @@ def sample(labels: np.ndarray, limit: int | None, seed: int = 0) -> np.ndarray:
 
 
 def record_analysis(name: str, subject: Subject, run: Callable[[Subject], dict[str, Any]]) -> Path:
-    """Runs an analysis and writes its file whole; gives the path. NaNs become null, arrays lists."""
+    """Runs an analysis and writes its file whole; gives the path. NaNs become null, arrays lists.
+
+    The file of another experiment's runs than `main` says so in its name: `trust_best.json`.
+    """
     started = experiments.now()
     result = run(subject)
     content = {
@@ -173,14 +177,14 @@ def record_analysis(name: str, subject: Subject, run: Callable[[Subject], dict[s
         "ended": experiments.now(),
         "result": _plain(result),
     }
-    target = subject.runs / subject.profile / ANALYSES / f"{name}.json"
+    target = subject.runs / subject.profile / ANALYSES / f"{name}{_ending(subject.experiment)}.json"
     with paths.write_whole(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return target
 
 
 def load_analyses(folder: Path) -> dict[str, dict[str, Any]]:
-    """The analyses in `<results>/<profile>`, whole files by name; {} if there are none."""
+    """The analyses in `<results>/<profile>`, whole files by the name of the file; {} if there are none."""
     found = {}
     for path in sorted((Path(folder) / ANALYSES).glob("*.json")):
         try:
@@ -192,6 +196,16 @@ def load_analyses(folder: Path) -> dict[str, dict[str, Any]]:
             raise BloodcellError(f"{path} is not a whole analysis: remove it and make it again.") from error
         found[path.stem] = content
     return found
+
+
+def of_experiment(found: dict[str, dict[str, Any]], experiment: str) -> dict[str, dict[str, Any]]:
+    """Those of `found` that tell of an experiment's runs, by the name of the analysis."""
+    ending = _ending(experiment)
+    return {name.removesuffix(ending): one for name, one in found.items() if one["experiment"] == experiment}
+
+
+def _ending(experiment: str) -> str:
+    return "" if experiment == "main" else f"_{experiment}"
 
 
 def _plain(value: Any) -> Any:

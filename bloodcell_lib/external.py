@@ -144,9 +144,7 @@ def evaluate(
         result.update(score(subject, records), crop=share, mapping=mapping or {})
         return result
 
-    name = re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}")
-    name += "" if first.experiment == "main" else f"_{first.experiment}"
-    return result, record_analysis(name, subject, analyse)
+    return result, record_analysis(re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}"), subject, analyse)
 
 
 def score(subject: Subject, records: Sequence[Record]) -> dict[str, Any]:

@@ -199,7 +199,7 @@ EXTRA = _named(
     # All that together, on other splits, on all images, and with one part less.
     _best("best", "Best recipe", "best", seeds=0),
     _best("best_final", "Best recipe, all images", "best", part="all"),
-    *(_best(f"best_fold{k}", f"Best recipe, fold {k + 1} of 5", "best_cv", part=f"fold{k}") for k in range(5)),
+    *(_best(f"best_fold{k}", f"Best recipe, fold {k + 1} of 5", "best_cv", part=f"fold{k}") for k in range(1, 5)),
     _best("best_deep", "DeepEfficientNet in its place", "best_less", model=_NETWORK),
     _best("best_no_turns", "No quarter turns", "best_less", turns=False),
     _best("best_no_scale", "No scale", "best_less", scale=(1.0, 1.0)),
@@ -226,6 +226,11 @@ EXTRA = _named(
     ),
 )
 EXPERIMENTS = {**STUDY, **EXTRA}
+# Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
+FOLDS = {
+    "main": tuple(f"cv_fold{k}" for k in range(5)),
+    "best": ("best", *(f"best_fold{k}" for k in range(1, 5))),
+}
 GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))
 
 

@@ -18,11 +18,16 @@ RUNS = [("main", 0), ("main", 1), ("without_platelet", 0)]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A shelf with two runs of `main` and a run of `without_platelet`, on this machine."""
-    with trained(tmp_path_factory.mktemp("analyses"), RUNS, per_class=30) as subject:
-        folder = subject.runs / "demo"
-        yield shelf.Shelf(folder, folder, "demo", folder, own=True)
+def subject(tmp_path_factory):
+    """Two runs of `main` and a run of `without_platelet`, on this machine."""
+    with trained(tmp_path_factory.mktemp("analyses"), RUNS, per_class=30) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def home(subject):
+    folder = subject.runs / "demo"
+    return shelf.Shelf(folder, folder, "demo", folder, own=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +47,27 @@ def test_what_is_absent_is_made_once(home, found):
 
 def test_nothing_is_made_of_records_from_elsewhere_or_without_weights(home, found, monkeypatch):
     monkeypatch.setattr(analyses, "make", lambda *_: pytest.fail("nothing is to be made"))
-    assert analyses.complete(replace(home, own=False), "without_platelet", "cpu").keys() == found.keys()
+    assert analyses.complete(replace(home, own=False), "main", "cpu").keys() == found.keys()
+    # What is found of one experiment's runs tells nothing of another's.
+    assert analyses.complete(replace(home, own=False), "without_platelet", "cpu") == {}
     weights = home.runs / "without_platelet" / "seed0" / "weights.safetensors"
     weights.rename(weights.with_suffix(".away"))
     try:
-        assert analyses.complete(home, "without_platelet", "cpu").keys() == found.keys()
+        assert analyses.complete(home, "without_platelet", "cpu") == {}
     finally:
         weights.with_suffix(".away").rename(weights)
+
+
+def test_another_experiments_analyses_have_files_of_their_own(subject, home, found):
+    path = next(analyses.make(replace(subject, experiment="without_platelet"), ["trust"]))
+    try:
+        together = analysis.load_analyses(home.runs)
+        assert path.name == "trust_without_platelet.json" and set(together) == {*found, "trust_without_platelet"}
+        assert set(analysis.of_experiment(together, "main")) == set(found)
+        own = analysis.of_experiment(together, "without_platelet")
+        assert list(own) == ["trust"] and own["trust"]["result"]["runs"] == ["without_platelet/seed0"]
+    finally:
+        path.unlink()
 
 
 def test_an_analysis_fits_the_runs_that_it_was_made_of(home, found):
