@@ -324,8 +324,9 @@ def report() -> None:
 def publish(
     profile: Annotated[str, typer.Option(help="Whose records.")] = "cpu",
     weights: Annotated[
-        bool, typer.Option("--weights", help="In place of the records: the weights of `final`, seed 0, for `predict`.")
+        bool, typer.Option("--weights", help="In place of the records: the weights of a run, seed 0, for `predict`.")
     ] = False,
+    experiment: Annotated[str, typer.Option(help="Whose weights.")] = "best_final",
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
     from bloodcell_lib import experiments, plans, records
@@ -336,9 +337,9 @@ def publish(
     if weights:
         from bloodcell_lib import export, plans
 
-        run = experiments.Task("final", 0, budget.name).folder
+        run = experiments.Task(plans.experiment(experiment).name, 0, budget.name).folder
         if not run.exists():
-            raise BloodcellError(f"No run in {run}: make it with `bloodcell train final --profile {profile}`.")
+            raise BloodcellError(f"No run in {run}: make it with `bloodcell train {experiment} --profile {profile}`.")
         new = export.export(run)
     else:
         new = records.publish(budget.name)

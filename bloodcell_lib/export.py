@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 18  # the exporter's own, in every version of torch
+LARGEST = 2_000_000  # parameters of a network that is published: four megabytes a file, which git can keep
 TOLERANCE = 1e-4  # most that logits of the two libraries may differ, in units of the largest; they do by some 1e-6
 
 
@@ -60,7 +61,7 @@ def fold(model: Classifier) -> Classifier:
 def export(run: Path, folder: Path | None = None) -> list[Path]:
     """Writes the set from the run recorded in `run`, in place of the set in `folder` (default: the library's).
 
-    Returns the files. Raises BloodcellError for a demo, another network, missing or broken weights, missing packages,
+    Returns the files. Raises BloodcellError for a demo, a large network, missing or broken weights, missing packages,
     and if ONNX Runtime and PyTorch do not agree on what was written.
     """
     folder = folder or paths.WEIGHTS
@@ -99,9 +100,10 @@ def refuse(record: Record) -> None:
     """Raises BloodcellError for a run whose weights nobody should predict with."""
     if stamp_of(record.info["data"]["source"], record.profile):
         raise BloodcellError(f"{record.folder} is a demo: publish the weights of a run under cpu or full.")
-    name = record.info["config"]["model"]["name"]
-    if name != NAME:
-        raise BloodcellError(f"{record.folder} is a run of {name}: the published network is {NAME}.")
+    if (parameters := record.info["model"]["parameters"]) > LARGEST:
+        raise BloodcellError(
+            f"{record.folder} is a network of {parameters:,} parameters: publish one of {LARGEST:,} at most."
+        )
 
 
 def load_run(record: Record) -> Classifier:

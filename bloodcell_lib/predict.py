@@ -31,7 +31,7 @@ from bloodcell_lib.errors import BloodcellError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-NAME = "deep_efficientnet"
+NAME = "classifier"
 BATCH = 8  # what a core's cache holds at 224 pixels; 32 images at once take 1.3 times as long for each
 
 
@@ -94,7 +94,7 @@ def load_set(folder: Path) -> tuple[dict[str, Any], bytes]:
     about = folder / f"{NAME}.json"
     if not about.exists():
         raise BloodcellError(
-            f"No weights in {folder}: make them with `bloodcell train final --profile cpu`, "
+            f"No weights in {folder}: make them with `bloodcell train best_final --profile cpu`, "
             "then `bloodcell publish --profile cpu --weights`."
         )
     try:

@@ -115,7 +115,7 @@ def test_folding_keeps_the_function(name: str) -> None:
         folded = export.fold(model)(images)
     torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert not norms or name in ("simple_cnn", "resnet18")  # only the published kind has its norms beside convolutions
+    assert not norms or name in ("simple_cnn", "resnet18")  # only these have norms that are not beside convolutions
 
 
 def test_a_failed_export_leaves_the_old_set(
@@ -157,7 +157,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a demo": (changed("profile", to="demo"), "is a demo: publish the weights of a run under cpu or full"),
     "a demo's study": (changed("profile", to="demo/study"), "is a demo"),
     "drawn cells": (changed("data", "source", to="synthetic cells"), "is a demo"),
-    "another network": (changed("config", "model", "name", to="simple_cnn"), "is a run of simple_cnn: the published"),
+    "a large network": (changed("model", "parameters", to=26_084_104), "of 26,084,104 parameters: publish one of 2,000"),
     "no record": (lambda run: (run / "record.json").unlink(), "is not a whole record"),
     "no weights": (lambda run: (run / "weights.safetensors").unlink(), "No weights in"),
     "half the weights": (
@@ -197,7 +197,7 @@ def test_the_command_publishes_what_predict_reads(published: Path, weights: Path
         command = [sys.executable, "-m", "bloodcell_lib.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | places, timeout=300)
 
-    done = bloodcell("publish", "--profile", "cpu", "--weights")
+    done = bloodcell("publish", "--profile", "cpu", "--weights", "--experiment", "final")
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == [str(home / name) for name in FILES] and done.stderr == ""
     assert contents(home) == contents(weights) and os.listdir(home.parent) == ["weights"]

@@ -251,7 +251,7 @@ def test_nothing_is_kept_or_sent_about_its_use(weights: Path, mine: Path, tmp_pa
 
 def test_without_weights_the_command_says_how_to_make_them(mine: Path, tmp_path: Path) -> None:
     done = bloodcell(mine, "--out", tmp_path / "o.json", weights=tmp_path / "none")
-    refused(done, "No weights in .*none: make them with `bloodcell train final .* `bloodcell publish .* --weights`")
+    refused(done, "No weights in .*none: make them with `bloodcell train best_final .* `bloodcell publish .* --weights`")
     assert not (tmp_path / "o.json").exists()
 
 
@@ -325,7 +325,7 @@ def test_each_test_image_of_the_course_has_one_published_label():
 
 def test_the_published_weights_are_those_of_a_published_run():
     record, _ = predict.load_set(paths.ROOT / "bloodcell_lib" / "weights")
-    run = paths.RESULTS / record["profile"] / "final" / f"seed{record['seed']}" / "record.json"
+    run = paths.RESULTS / record["profile"] / record["experiment"] / f"seed{record['seed']}" / "record.json"
     assert {**json.loads(run.read_text()), "weights": record["weights"]} == record
     assert record["data"]["course"] and record["data"]["train"] == 3200
 
