@@ -39,7 +39,7 @@ def make(subject: Subject, names: Iterable[str] = NAMES) -> Iterator[Path]:
 def complete(
     place: shelf.Shelf, experiment: str, device: str, data: str = "", skip_bad: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The analyses of an experiment on a shelf, by name; of runs made on this machine, those that are absent or older are made first.
+    """The analyses of an experiment on a shelf, by name; those of runs made here that are absent or older are made.
 
     Nothing is made where the images or the weights of the runs are not at hand; what cannot be made, as of too few
     images, is said in a warning.

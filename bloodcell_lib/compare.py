@@ -68,6 +68,15 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int = 10_000
     return Difference(float(by_seed.mean()), _std(by_seed), 100 * low, 100 * high, p, len(seeds))
 
 
+def out_of_fold(parts: Sequence[Sequence[Record]]) -> pd.DataFrame:
+    """`evaluate.by_image` of runs that together validated on each image once, on the seeds that all parts have.
+
+    parts: the runs of each fold. Empty where a fold has none.
+    """
+    frames = [by_image(part) for part in parts]
+    return pd.DataFrame() if any(frame.empty for frame in frames) else pd.concat(frames, join="inner")
+
+
 def disagreements(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """What McNemar's test counts: int (2, 2), a row where we are right or wrong, a column where they are.
 

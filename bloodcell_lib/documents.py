@@ -5,6 +5,7 @@ A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever i
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ import numpy as np
 
 from bloodcell_lib import answers, bench, calibration, evaluate, paths, sentences, tables, verdicts
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.numbers import Study, built, without_source
+from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import PROFILES
+from bloodcell_lib.predict import NAME
 from bloodcell_lib.shelf import published_profile
 
 DOCUMENTS = {
@@ -37,6 +39,10 @@ ASKED = {
     "unknown": "What it never saw.",
     "labels": "Are the labels right?",
     "finer": "Finer types.",
+}
+BUILT = {
+    "deep_efficientnet": "MBConv blocks, with squeeze-and-excitation in the last two stages",
+    "slim_resnet": "the four stages of ResNet-18 at three eighths of their width, behind a stem without a pool",
 }
 NOTHING = "No study is published yet."
 MARKER = re.compile(r"<!-- (begin|end) (\w+) -->")
@@ -115,8 +121,8 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
-    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), verdicts.beyond(study)]
-    told += [sentences.state(study)]
+    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), sentences.best(study)]
+    told += [verdicts.beyond(study), sentences.state(study)]
     told += [sentences.source(study), provenance(study), other_budget(study)]
     below = (
         "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "
@@ -125,12 +131,12 @@ def results(study: Study) -> str:
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.models(study))}\n\n{_paragraph(below)}"
 
 
-def accuracy(study: Study) -> str:
-    """Profile and devices, and the final epoch's accuracy of main."""
-    config = (study.runs("main") or study.records)[0].info["config"]
+def accuracy(study: Study, name: str = "main") -> str:
+    """Profile and devices, and the final epoch's accuracy of main or another experiment."""
+    config = (study.runs(name) or study.records)[0].info["config"]
     return (
         f"Under the profile `{study.profile}` ({config['pixels']} × {config['pixels']} pixels, "
-        f"{config['train']['epochs']} epochs), on {' and '.join(study.devices)}: {sentences.headline(study)}"
+        f"{config['train']['epochs']} epochs), on {' and '.join(study.devices)}: {sentences.headline(study, name)}"
     )
 
 
@@ -180,28 +186,31 @@ def trust(study: Study) -> str:
 
 
 def network(study: Study) -> str:
-    """The size of the main network, as it is built and as it ran."""
-    parameters = built("deep_efficientnet")
-    told = f"{parameters:,} parameters, {2 * parameters / 1e6:.1f} MB in half precision"
-    if study.main("model"):
-        pixels, macs = study.main("config", "pixels"), study.main("model", "macs") / 1e6
-        told += f"; {macs:,.0f} million multiply-accumulates for a cell at {pixels} × {pixels} pixels"
-    return _paragraph(f"{told}.")
+    """The published network: what it is built of, its size, and the run that made it."""
+    run = json.loads((paths.ROOT / "bloodcell_lib" / "weights" / f"{NAME}.json").read_text(encoding="utf-8"))
+    model, pixels = run["config"]["model"]["name"], run["config"]["pixels"]
+    parameters, macs = run["model"]["parameters"], run["model"]["macs"] / 1e6
+    return _paragraph(
+        f"The run `{run['experiment']}` of the profile `{run['profile']}`: {BUILT.get(model, model)}. {parameters:,} "
+        f"parameters, {2 * parameters / 1e6:.1f} MB in half precision; {macs:,.0f} million multiply-accumulates for a "
+        f"cell at {pixels} × {pixels} pixels."
+    )
 
 
 def evaluation(study: Study) -> str:
-    """The main model's accuracy, its classes one by one, its mistakes and its probabilities."""
+    """The accuracy of the published recipe, its classes one by one, its mistakes and its probabilities."""
     if not study.records:
         return NOTHING
-    told = [accuracy(study), sentences.source(study), other_budget(study), sentences.best_epoch(study)]
-    told += [sentences.cross_validation(study), verdicts.flips(study)]
-    below = [sentences.classes(study), sentences.mistakes(study), confidence(study)]
-    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study))}\n\n{_paragraph(*below)}"
+    name = "best" if study.runs("best") else "main"
+    told = [accuracy(study, name), sentences.source(study), other_budget(study), sentences.best_epoch(study, name)]
+    told += [sentences.cross_validation(study, name)]
+    below = [sentences.classes(study, name), sentences.mistakes(study, name), confidence(study, name)]
+    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
 
 
-def confidence(study: Study) -> str:
+def confidence(study: Study, name: str = "main") -> str:
     """How far the probabilities may be believed, run by run, before any temperature."""
-    runs = [record.validation() for record in evaluate.validated(study.runs("main"))]
+    runs = [record.validation() for record in evaluate.validated(study.runs(name))]
     if not runs:
         return "Its probabilities are not measured yet."
     error = np.mean([calibration.ece(run.labels, run.probabilities) for run in runs])

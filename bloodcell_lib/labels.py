@@ -13,8 +13,8 @@ import pandas as pd
 from bloodcell_lib import noise, plans
 from bloodcell_lib.analysis import Subject
 from bloodcell_lib.cells import TITLES, finer_type
-from bloodcell_lib.compare import difference
-from bloodcell_lib.evaluate import by_image, wilson
+from bloodcell_lib.compare import difference, out_of_fold
+from bloodcell_lib.evaluate import wilson
 from bloodcell_lib.trust import out_of_sample
 
 LISTED = 100  # suspects that a record names, at most
@@ -93,12 +93,7 @@ def cleaned(subject: Subject) -> dict[str, Any] | None:
     (`bloodcell study --experiments cv,cv_pair`, then `cv_clean`). accuracy and interval as fractions; the difference,
     without less with, in points (see `compare.difference`). `experiments.suspected` says what bias remains.
     """
-    frames = {}
-    for kind in ("cv_fold", "cv_clean"):
-        parts = [by_image(subject.of(f"{kind}{k}")) for k in range(5)]
-        if any(part.empty for part in parts):
-            return None
-        frames[kind] = pd.concat(parts, join="inner")
+    frames = {kind: out_of_fold([subject.of(f"{kind}{k}") for k in range(5)]) for kind in ("cv_fold", "cv_clean")}
     seeds = [seed for seed in frames["cv_fold"].columns if seed in frames["cv_clean"].columns]
     if not seeds:
         return None

@@ -102,8 +102,12 @@ class Study:
     @cached_property
     def pooled(self) -> Predictions | None:
         """The main model's predictions, all seeds."""
-        main = evaluate.validated(self.runs("main"))
-        return evaluate.pool(main) if main else None
+        return self.pooled_of("main")
+
+    def pooled_of(self, name: str) -> Predictions | None:
+        """The predictions of one experiment, all seeds; None where none is recorded."""
+        runs = evaluate.validated(self.runs(name))
+        return evaluate.pool(runs) if runs else None
 
     @property
     def devices(self) -> list[str]:

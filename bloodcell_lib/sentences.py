@@ -14,7 +14,7 @@ from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
-from bloodcell_lib.plans import EXTRA, STUDY
+from bloodcell_lib.plans import EXTRA, FOLDS, STUDY
 
 
 def sentences(study: Study) -> dict[str, str]:
@@ -33,6 +33,7 @@ def sentences(study: Study) -> dict[str, str]:
         "DepthVerdict": verdicts.effect(study, "as_described"),
         "ChangesSentence": verdicts.changes(study),
         "BeyondSentence": verdicts.beyond(study),
+        "BestSentence": best(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
         "ClaimsSentence": verdicts.claims(study),
@@ -48,14 +49,18 @@ def sentences(study: Study) -> dict[str, str]:
     }
 
 
-def headline(study: Study) -> str:
-    """The main model's accuracy."""
-    row = study.row("main")
+NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18", "broad": "a broad EfficientNet"}
+WHO = {"main": "the main model", "best": "the best recipe"}
+
+
+def headline(study: Study, name: str = "main") -> str:
+    """The accuracy of the main model, or of another in WHO."""
+    row = study.row(name)
     if not row:
-        return "The main model has not been measured yet."
+        return f"{WHO[name].capitalize()} has not been measured yet."
     spread = "" if np.isnan(row["std"]) else rf" $\pm$ {number(100 * row['std'], 2)}"
     return (
-        rf"With {plural(row['seeds'], 'seed')}, the main model reaches {number(100 * row['mean'], 2)}{spread}\,\% of "
+        rf"With {plural(row['seeds'], 'seed')}, {WHO[name]} reaches {number(100 * row['mean'], 2)}{spread}\,\% of "
         rf"{count(row['images'])} validation images (95\,\% interval {number(100 * row['mean_low'], 2)} to "
         rf"{number(100 * row['mean_high'], 2)}\,\%) in its final epoch."
     )
@@ -124,9 +129,9 @@ def deviation(study: Study) -> str:
     )
 
 
-def best_epoch(study: Study) -> str:
+def best_epoch(study: Study, name: str = "main") -> str:
     """How much the reference's way of picking an epoch flatters."""
-    row = study.row("main")
+    row = study.row(name)
     if not row:
         return "How much it flatters to report the best epoch, as the reference does, is not measured yet."
     best, final = 100 * row["best_epoch_mean"], 100 * row["mean"]
@@ -136,16 +141,18 @@ def best_epoch(study: Study) -> str:
     )
 
 
-def cross_validation(study: Study) -> str:
+def cross_validation(study: Study, name: str = "main") -> str:
     """The folds, each a split of its own."""
-    folds = [record for name, row in EXTRA.items() if row.group == "cv" for record in study.runs(name)]
-    if not folds:
+    parts = [study.runs(fold) for fold in FOLDS[name]]
+    made = sum(map(bool, parts))
+    if not made:
         return "Stratified five-fold cross-validation is planned and not recorded yet."
-    which = {record.experiment for record in folds}
-    if len(which) < 5:
-        return f"Of the five folds of cross-validation, {len(which)} {'is' if len(which) == 1 else 'are'} recorded."
+    seeds = set.intersection(*({record.seed for record in part} for part in parts))
+    if not seeds:
+        return f"Of the five folds of cross-validation, {made} {'is' if made == 1 else 'are'} recorded."
+    folds = [record for part in parts for record in part if record.seed == min(seeds)]
     scores = 100 * np.array([record.info["final_validation_accuracy"] for record in folds])
-    pooled = evaluate.pool([record for record in folds if record.seed == min(r.seed for r in folds)])
+    pooled = evaluate.pool(folds)
     right, n = int((pooled.labels == pooled.predicted).sum()), len(pooled.labels)
     low, high = (100 * bound for bound in evaluate.wilson(right, n))
     return (
@@ -155,23 +162,38 @@ def cross_validation(study: Study) -> str:
     )
 
 
-def classes(study: Study) -> str:
+def best(study: Study) -> str:
+    """What the best recipe is and reaches, and by how much it is ahead on images outside each network's training."""
+    runs = study.runs("best")
+    if not runs:
+        return headline(study, "best")
+    size, epochs = runs[0].info["model"]["parameters"], runs[0].info["config"]["train"]["epochs"]
+    return (
+        f"{headline(study, 'best')} It trains {escape(NETWORKS[runs[0].info['config']['model']['name']])} of "
+        rf"{number(size / 1e6, 2)}\,M parameters for {epochs} epochs. {cross_validation(study, 'best')} "
+        f"{verdicts.lead(study)}"
+    ).strip()
+
+
+def classes(study: Study, name: str = "main") -> str:
     """The classes with the lowest and highest F1."""
-    if study.pooled is None:
+    pooled = study.pooled_of(name)
+    if pooled is None:
         return "Scores by class are not measured yet."
-    f1 = evaluate.per_class(study.pooled.labels, study.pooled.predicted)["f1"]
-    macro = evaluate.macro_f1(study.pooled.labels, study.pooled.predicted)
+    f1 = evaluate.per_class(pooled.labels, pooled.predicted)["f1"]
+    macro = evaluate.macro_f1(pooled.labels, pooled.predicted)
     return (
         f"Macro F1 is {number(macro, 3)}; F1 is lowest for {f1.idxmin().lower()}s ({number(f1.min(), 3)}) and "
         f"highest for {f1.idxmax().lower()}s ({number(f1.max(), 3)})."
     )
 
 
-def mistakes(study: Study) -> str:
+def mistakes(study: Study, name: str = "main") -> str:
     """The three most frequent confusions."""
-    if study.pooled is None:
+    pooled = study.pooled_of(name)
+    if pooled is None:
         return "Its mistakes are not counted yet."
-    labels, predicted = study.pooled.labels, study.pooled.predicted
+    labels, predicted = pooled.labels, pooled.predicted
     wrong = int((labels != predicted).sum())
     if not wrong:
         return f"It makes no mistake in {count(len(labels))} predictions."

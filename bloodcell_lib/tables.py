@@ -110,12 +110,12 @@ def ablations(study: Study) -> Table:
     return Table("lrr", ("Experiment", r"Accuracy (\%)", "$p$"), rows)
 
 
-def per_class(study: Study) -> Table:
-    """Precision, recall and F1 of the main model by class, all seeds pooled."""
-    head = ("Class", "Precision", "Recall", "F1")
-    if study.pooled is None:
+def per_class(study: Study, name: str = "main") -> Table:
+    """Precision, recall and F1 of the main model, or of another, by class, all seeds pooled."""
+    head, pooled = ("Class", "Precision", "Recall", "F1"), study.pooled_of(name)
+    if pooled is None:
         return Table("lrrr", head, [(DASH,) * 4])
-    scores = evaluate.per_class(study.pooled.labels, study.pooled.predicted)
+    scores = evaluate.per_class(pooled.labels, pooled.predicted)
     keys = ("precision", "recall", "f1")
     rows: list[Sequence[str] | str] = [
         (str(title), *(number(row[key], 3) for key in keys)) for title, row in scores.iterrows()

@@ -32,12 +32,14 @@ ACCURACY = {
     "resnet18_full": 0.965,
     "efficientnet_lite_full": 0.962,
     "as_described": 0.955,
+    "best": 0.985,
 }
 SIZES = {
     "simple_cnn": ("simple_cnn", 26_084_104, 370_000_000),
     "resnet18": ("resnet18", 11_180_616, 486_000_000),
     "efficientnet_lite": ("efficientnet_lite", 550_000, 40_000_000),
     "as_described": ("as_described", 300_000, 44_000_000),
+    "best": ("slim_resnet", 1_763_264, 250_000_000),
 }
 MAIN_SIZE = ("deep_efficientnet", 1_843_366, 98_000_000)
 
@@ -50,10 +52,11 @@ def write_records(
     images: int = 640,
     profile: str = "cpu",
 ) -> list[Path]:
-    """Writes `<folder>/<experiment>/seed<k>/`: record.json and validation.npz (not for `final`); gives the folders.
+    """Writes `<folder>/<experiment>/seed<k>/`: record.json and, but for runs on all images, validation.npz.
 
-    `experiments` None is the whole study; each `cv_fold<i>` validates on images of its own. The same arguments give
-    the same numbers. Which images are hard is shared by all runs, so that seeds and experiments agree as real ones do.
+    Gives the folders. `experiments` None is the whole study; each fold validates on images of its own. The same
+    arguments give the same numbers. Which images are hard is shared by all runs, so that seeds and experiments agree
+    as real ones do.
     """
     written = []
     for name in list(STUDY) if experiments is None else experiments:
@@ -66,7 +69,8 @@ def write_records(
 
 
 def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile: str) -> None:
-    fold = int(name[-1]) if name.startswith("cv_fold") else None
+    part = EXPERIMENTS[name].part
+    fold = int(part[-1]) if part.startswith("fold") else None
     offset = 10_000 * (fold + 1) if fold is not None else 0
     classes = len(CELL_TYPES)
     labels = np.arange(images) % classes
@@ -75,8 +79,9 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
         prefixes = list(CELL_TYPES[label].prefixes)
         names.append(f"{prefixes[i // classes % len(prefixes)]}_{offset + i:06d}.jpg")
 
-    has_validation = name != "final"
-    aim = ACCURACY.get(name, ACCURACY["main"])
+    has_validation = part != "all"
+    recipe = "best" if name.startswith("best_fold") or name == "best_final" else name
+    aim = ACCURACY.get(recipe, ACCURACY["main"])
     rng = np.random.default_rng([seed, list(EXPERIMENTS).index(name), fold or 0])
     probabilities = _probabilities(rng, labels, aim, offset)
     final = float((probabilities.argmax(1) == labels).mean())
@@ -103,7 +108,7 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
                 "images_per_second": 149.0,
             }
         )
-    model, parameters, macs = SIZES.get(name.removesuffix("_full"), MAIN_SIZE)
+    model, parameters, macs = SIZES.get(recipe.removesuffix("_full"), MAIN_SIZE)
     baseline = EXPERIMENTS[name].group == "baseline"
     record = {
         "format": 1,
@@ -133,7 +138,7 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
             "source": "course images",
             "fingerprint": "ab12cd34ef56",
             "course": True,
-            "train": 4 * images + (images if name == "final" else 0),
+            "train": 4 * images + (0 if has_validation else images),
             "validation": images if has_validation else 0,
             "split_sha256": "0" * 64,
         },

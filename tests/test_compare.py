@@ -12,7 +12,7 @@ from bloodcell_lib import compare, models
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.evaluate import by_image, wilson
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.plans import EXPERIMENTS
+from bloodcell_lib.plans import EXPERIMENTS, FOLDS
 from bloodcell_lib.records import Record, load_records
 from bloodcell_lib.reference import CLAIMS
 
@@ -132,7 +132,7 @@ def test_nothing_in_common_is_nan(record):
 
 def test_study_table_reads_the_records(study):
     table = compare.study_table(study, resamples=500)
-    validated = [name for name in EXPERIMENTS if name != "final"]
+    validated = [name for name, row in EXPERIMENTS.items() if row.part != "all"]
     assert list(table.index) == validated
     assert tuple(table.columns) == compare.COLUMNS
     finals = [r.info["final_validation_accuracy"] for r in study if r.experiment == "no_se"]
@@ -145,7 +145,7 @@ def test_study_table_reads_the_records(study):
     assert row["low"] <= row["difference"] <= row["high"]
     assert (row["seeds"], row["common_seeds"], row["images"], row["profile"]) == (3, 3, 320, "full")
     assert table.loc["simple_cnn", "high"] < -5
-    alone = ["main", *(f"cv_fold{k}" for k in range(5))]
+    alone = ["main", *(f"cv_fold{k}" for k in range(5)), *(f"best_fold{k}" for k in range(1, 5))]
     assert table.loc[alone, ["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
 
 
@@ -154,9 +154,9 @@ def test_holm_runs_over_each_family(study):
     tested = table[table["p"].notna()]
     beyond = tested["group"].isin(compare.BEYOND)
     assert (~beyond).sum() == 18  # without main and final, folds, and networks that miss a class
-    levers = {name for name, row in EXPERIMENTS.items() if row.group == "lever"}
+    levers = {name for name, row in EXPERIMENTS.items() if row.group in ("lever", "best", "best_less")}
     rest = {"finer_labels", "group_norm", "stain_jitter", "grey_world", "growing_images"}
-    assert set(tested.index[beyond]) == rest | levers
+    assert set(tested.index[beyond]) == rest | levers - {"best_final"}
     for family in (tested[~beyond], tested[tested["group"] == "robustness"]):
         p = family["p"].sort_values()
         stepped = np.maximum.accumulate(p.to_numpy() * np.arange(len(p), 0, -1)).clip(max=1)
@@ -170,6 +170,26 @@ def test_a_lever_is_compared_with_what_it_is_added_to(study):
     }
     table = compare.study_table(study, resamples=100)
     assert table.loc["with_turns", "difference"] == pytest.approx(100 * (means["with_turns"] - means["aug_flips"]))
+
+
+def test_the_best_recipe_is_compared_with_main_and_its_parts_with_it(study):
+    finals = {
+        name: np.mean([r.info["final_validation_accuracy"] for r in study if r.experiment == name])
+        for name in ("main", "best", "best_no_turns")
+    }
+    table = compare.study_table(study, resamples=100)
+    assert table.loc["best", "difference"] == pytest.approx(100 * (finals["best"] - finals["main"]))
+    change = 100 * (finals["best_no_turns"] - finals["best"])
+    assert table.loc["best_no_turns", "difference"] == pytest.approx(change)
+
+
+def test_folds_together_hold_each_image_once(study):
+    parts = [[r for r in study if r.experiment == name] for name in FOLDS["main"]]
+    frame = compare.out_of_fold(parts)
+    assert len(frame) == sum(part[0].info["data"]["validation"] for part in parts)
+    assert frame.index.is_unique and list(frame.columns) == [0, 1, 2]
+    assert list(compare.out_of_fold([parts[0][:1], *parts[1:]]).columns) == [0]
+    assert compare.out_of_fold([parts[0], []]).empty
 
 
 def test_another_reference_and_a_missing_one(study):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import documents, paths, report, sentences, tables
+from bloodcell_lib import documents, paths, predict, report, sentences, tables
 from bloodcell_lib.documents import DOCUMENTS, NOTHING, filled, markdown, update
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.numbers import Study
@@ -236,9 +236,22 @@ def test_the_model_card_has_each_class_and_the_calibration(studies):
     made = documents.evaluation(studies["whole"])
     for title in tables.evaluate.TITLES:
         assert f"| {title} |" in made
-    runs = [record.validation() for record in studies["whole"].runs("main")]
+    runs = [record.validation() for record in studies["whole"].runs("best")]
     claimed = np.mean([run.probabilities.max(1).mean() for run in runs])
     assert f"claim {100 * claimed:.1f} % on average" in flat(made)
     assert "probabilities are not measured yet" in flat(documents.evaluation(studies["headless"]))
-    assert "1,843,366 parameters" in documents.network(studies["none"])
-    assert "98 million multiply-accumulates for a cell at 112 × 112" in documents.network(studies["one"])
+
+
+def test_the_model_card_tells_of_the_network_that_is_published(studies):
+    record, _ = predict.load_set(paths.ROOT / "bloodcell_lib" / "weights")
+    told = flat(documents.network(studies["none"]))
+    assert f"The run `{record['experiment']}` of the profile `{record['profile']}`" in told
+    assert f"{record['model']['parameters']:,} parameters" in told
+    pixels = record["config"]["pixels"]
+    assert f"{record['model']['macs'] / 1e6:,.0f} million multiply-accumulates for a cell at {pixels} ×" in told
+
+
+def test_the_model_card_tells_how_the_published_recipe_does(tmp_path):
+    write_records(tmp_path, ["main", "best"])
+    made = flat(documents.evaluation(Study.of(load_records(tmp_path), "cpu")))
+    assert "the best recipe reaches" in made and "the main model reaches" not in made

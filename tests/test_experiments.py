@@ -77,15 +77,19 @@ def test_the_study_has_its_sixteen_rows_in_order():
     remedies = ["group_norm", "stain_jitter", "grey_world"]
     levers = [name for name, row in EXPERIMENTS.items() if row.group == "lever"]
     assert len(levers) == 20 and all(name.startswith("with_") for name in levers)
+    best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5))]
+    less = [name for name, row in EXPERIMENTS.items() if row.group == "best_less"]
+    assert len(less) == 8 and all(name.startswith("best_") for name in less)
     pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
     cleaning = [*pairs, *(f"cv_clean{k}" for k in range(5))]
-    assert list(EXPERIMENTS) == [*STUDY, *extra, *remedies, *(f"without_{name}" for name in NAMES), *levers, *cleaning]
+    without = [f"without_{name}" for name in NAMES]
+    assert list(EXPERIMENTS) == [*STUDY, *extra, *remedies, *without, *levers, *best, *less, *cleaning]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
 
 def test_each_ablation_changes_only_its_own_setting():
-    def differs(name: str) -> set[str]:
-        main, row = asdict(STUDY["main"]), asdict(EXPERIMENTS[name])
+    def differs(name: str, base: str = "main") -> set[str]:
+        main, row = asdict(EXPERIMENTS[base]), asdict(EXPERIMENTS[name])
         return {k for part in ("model", "train", "augment") for k in main[part] if main[part][k] != row[part][k]}
 
     alone = {"dropout": "dropout", "stochastic_depth": "stochastic_depth"}
@@ -103,6 +107,20 @@ def test_each_ablation_changes_only_its_own_setting():
         {"stain"},
         {"grey_world"},
     ]
+    for name in ("best_final", "best_fold1"):
+        assert differs(name, "best") == set() and EXPERIMENTS[name].length == EXPERIMENTS["best"].length
+    assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
+    colours = {"brightness", "contrast", "saturation", "hue"}
+    assert {name: differs(name, "best") for name, row in EXPERIMENTS.items() if row.group == "best_less"} == {
+        "best_deep": {"name"},
+        "best_no_turns": {"turns"},
+        "best_no_scale": {"scale"},
+        "best_no_colour": colours,
+        "best_no_average": {"average"},
+        "best_no_warm": {"learning_rate", "warmup", "weight_decay"},
+        "best_no_growth": {"start_size"},
+        "best_short": set(),
+    }
     assert differs("without_ig") == set() and EXPERIMENTS["without_ig"].epochs == 8
     assert differs("final") == set() and STUDY["final"].part == "all"
 
@@ -121,7 +139,7 @@ def test_a_plan_has_the_profiles_epochs_and_its_seed(name):
     for profile, budget in plans.PROFILES.items():
         plan = Task(name, 7, profile).plan()
         assert plan.train.seed == 7
-        epochs = budget.epochs * EXPERIMENTS[name].length
+        epochs = round(budget.epochs * EXPERIMENTS[name].length)
         assert plan.train.epochs == min(epochs, EXPERIMENTS[name].epochs or epochs)
         assert replace(plan.train, epochs=1, seed=0) == replace(EXPERIMENTS[name].train, epochs=1, seed=0)
 

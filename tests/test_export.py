@@ -157,7 +157,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a demo": (changed("profile", to="demo"), "is a demo: publish the weights of a run under cpu or full"),
     "a demo's study": (changed("profile", to="demo/study"), "is a demo"),
     "drawn cells": (changed("data", "source", to="synthetic cells"), "is a demo"),
-    "a large network": (changed("model", "parameters", to=26_084_104), "of 26,084,104 parameters: publish one of 2,000"),
+    "a large network": (
+        changed("model", "parameters", to=26_084_104),
+        "of 26,084,104 parameters: publish one of 2,000",
+    ),
     "no record": (lambda run: (run / "record.json").unlink(), "is not a whole record"),
     "no weights": (lambda run: (run / "weights.safetensors").unlink(), "No weights in"),
     "half the weights": (

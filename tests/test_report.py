@@ -16,7 +16,7 @@ from bloodcell_lib import figures, latex, paths, report, sentences, verdicts
 from bloodcell_lib.compare import COLUMNS
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import PUBLISHED, Study
-from bloodcell_lib.plans import EXPERIMENTS, STUDY
+from bloodcell_lib.plans import EXPERIMENTS, FOLDS, STUDY
 from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 
@@ -283,6 +283,23 @@ def test_cross_validation_pools_its_folds(tmp_path):
     images = sum(record.info["data"]["validation"] for record in records)
     assert rf"{np.mean(scores):.2f}\,\% of {images:,} images" in told
     assert rf"between {min(scores):.2f} and {max(scores):.2f}" in told
+
+
+def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
+    assert sentences.best(Study.of([], "cpu")) == "The best recipe has not been measured yet."
+    write_records(tmp_path, ["best"])
+    alone = sentences.best(Study.of(load_records(tmp_path), "cpu"))
+    assert alone.startswith("With 3 seeds, the best recipe reaches") and "a slim ResNet-18 of 1.76" in alone
+    assert alone.endswith("Of the five folds of cross-validation, 1 is recorded.")
+    write_records(tmp_path, [*FOLDS["main"], *FOLDS["best"][1:]], seeds=(0,))
+    study = Study.of(load_records(tmp_path), "cpu")
+    told = sentences.best(study)
+    right = {name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0] for name in FOLDS}
+    hits = {name: [(run.predicted == run.labels).mean() for run in runs] for name, runs in right.items()}
+    assert rf"{100 * np.mean(hits['best']):.2f}\,\% of 3,200 images" in told
+    # What stands for the first fold of the best recipe has other images in these records than main's first fold.
+    ahead = 100 * (np.mean(hits["best"][1:]) - np.mean(hits["main"][1:]))
+    assert f"that is $+${ahead:.2f} points against the main recipe" in told
 
 
 @pytest.mark.parametrize(
