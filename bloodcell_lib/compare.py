@@ -144,6 +144,11 @@ def study_table(
     return table
 
 
+def of_study(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `study_table` that are the reference's study or mirror it, without what goes beyond."""
+    return table[~table["group"].isin(BEYOND)]
+
+
 def claims_table(records: Sequence[Record]) -> pd.DataFrame:
     """The reference's claims beside measurements: claim, stated, elsewhere, measured, low, high, verdict.
 

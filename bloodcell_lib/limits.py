@@ -26,6 +26,7 @@ LOOKS = {
     "group_norm": ("group norm", "#0072B2", "^", (1, 0)),
     "stain_jitter": ("stain jitter", "#CC79A7", "v", (1, 0)),
     "grey_world": ("grey world", "#009E73", "D", (1, 0)),
+    "best": ("best recipe", "#D55E00", "P", (1, 0)),
 }
 SCORE_LOOKS = {"max_softmax": ("o", "#D55E00"), "energy": ("s", "#0072B2"), "mahalanobis": ("^", "#009E73")}
 ODD_TITLES = {"background": "Background", "blank": "Blank field", "noise": "Noise", "artefacts": "Artefacts"}

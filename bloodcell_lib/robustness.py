@@ -13,12 +13,13 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
 
 BASELINES = ("resnet18", "resnet18_full")  # the first that is recorded stands for 1 in the mean corruption error
-REMEDIES = ("group_norm", "stain_jitter", "grey_world")
+# Remedies against other microscopes and stains, and the recipe that is published.
+RIVALS = ("group_norm", "stain_jitter", "grey_world", "best")
 DEMO_SEVERITIES, DEMO_IMAGES = (1, 3, 5), 96
 
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """Accuracy of the experiment's networks, of a baseline's and of the remedies' under every corruption.
+    """Accuracy of the experiment's networks, of a baseline's and of those in RIVALS under every corruption.
 
     images, severities and corruptions (title, unit, levels) say what was done; `experiments` holds `judged` of each
     that is recorded; baseline is the one that mean corruption errors are relative to, or None. A demo is bounded to
@@ -57,7 +58,7 @@ def hits(subject: Subject, cells: CellImages, severities: tuple[int, ...]) -> di
     """
     part = subject.records[0].info["config"]["part"]
     networks = {}
-    for name in dict.fromkeys((subject.experiment, *BASELINES, *REMEDIES)):
+    for name in dict.fromkeys((subject.experiment, *BASELINES, *RIVALS)):
         records = [record for record in subject.of(name) if record.info["config"]["part"] == part]
         if records:
             networks[name] = [subject.network(record) for record in records]

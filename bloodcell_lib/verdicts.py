@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bloodcell_lib.compare import AGREES, BASES, BEYOND, DIFFERS, difference, out_of_fold
+from bloodcell_lib.compare import AGREES, BASES, BEYOND, DIFFERS, difference, of_study, out_of_fold
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import EXTRA, FOLDS, STUDY
@@ -147,7 +147,7 @@ def _verdicts(study: Study, keys: Sequence[str], what: str) -> str:
 
 def holm(study: Study) -> str:
     """How many differences the corrected exact test finds among the reference's study and what mirrors it."""
-    tested = study.table.loc[~study.table["group"].isin(BEYOND), "p_holm"].dropna() if len(study.table) else []
+    tested = of_study(study.table)["p_holm"].dropna() if len(study.table) else []
     if not len(tested):
         return "No experiment can be tested against the main one yet."
     found = int((tested < 0.05).sum())
