@@ -181,7 +181,10 @@ def _names(text: str) -> list[str]:
     groups = {"study": list(STUDY), "all": list(EXPERIMENTS)}
     groups |= {group: [row.name for row in EXPERIMENTS.values() if row.group == group] for group in GROUPS}
     wanted = [name.strip() for name in text.split(",") if name.strip()] or ["study"]
-    return list(dict.fromkeys(row for name in wanted for row in groups.get(name, [name])))
+    # A row's own name goes before a group's: `best` is both.
+    return list(
+        dict.fromkeys(row for name in wanted for row in (groups.get(name, [name]), [name])[name in EXPERIMENTS])
+    )
 
 
 def _seeds(text: str) -> list[int]:

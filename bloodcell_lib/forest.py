@@ -26,6 +26,8 @@ GROUP_COLOURS = {
     "robustness": "#009E73",
     "speed": "#D55E00",
     "lever": "#AA3377",
+    "best": INK,
+    "best_parts": "#E69F00",
 }
 CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
 ABLATED = ("attention", "regularisation", "schedule", "augmentation")
@@ -49,15 +51,16 @@ def ablations(table: pd.DataFrame) -> Figure:
 
 @styled
 def beyond(table: pd.DataFrame) -> Figure:
-    """The same of each row that the reference's study does not have; a lever is set against flips alone.
+    """The same of each row that the reference's study does not have; `compare.BASES` says what it is set against.
 
     table: of `compare.study_table`. Raises BloodcellError if it compares no such row.
     """
     groups = [_compared(table[table["group"] == group]).sort_values("difference") for group in BEYOND]
     if all(rows.empty for rows in groups):
         raise BloodcellError("Nothing beyond the reference's study shares seeds and images with what it changes.")
-    levers = " (levers: to flips alone)" if len(groups[BEYOND.index("lever")]) else ""
-    return _forest(groups, f"difference to the main model{levers}, points of validation accuracy")
+    others = {"lever": "levers: to flips alone", "best_parts": "less, more: to the best"}
+    told = "; ".join(words for group, words in others.items() if len(groups[BEYOND.index(group)]))
+    return _forest(groups, f"difference to the main model{f' ({told})' if told else ''}, points")
 
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:

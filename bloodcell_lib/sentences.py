@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bloodcell_lib import evaluate, verdicts
+from bloodcell_lib import compare, evaluate, verdicts
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural
@@ -34,6 +34,7 @@ def sentences(study: Study) -> dict[str, str]:
         "ChangesSentence": verdicts.changes(study),
         "BeyondSentence": verdicts.beyond(study),
         "BestSentence": best(study),
+        "BestInShort": best_in_short(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
         "ClaimsSentence": verdicts.claims(study),
@@ -164,15 +165,47 @@ def cross_validation(study: Study, name: str = "main") -> str:
 
 def best(study: Study) -> str:
     """What the best recipe is and reaches, and by how much it is ahead on images outside each network's training."""
-    runs = study.runs("best")
-    if not runs:
+    if not study.runs("best"):
         return headline(study, "best")
-    size, epochs = runs[0].info["model"]["parameters"], runs[0].info["config"]["train"]["epochs"]
+    told = [headline(study, "best"), recipe(study), cross_validation(study, "best"), verdicts.lead(study)]
+    return " ".join(filter(None, told))
+
+
+def recipe(study: Study) -> str:
+    """The best recipe in words, from its record."""
+    info = study.runs("best")[0].info
+    pixels, train, augment = info["config"]["pixels"], info["config"]["train"], info["config"]["augment"]
+    low, high = augment.get("scale", (1, 1))
+    parts = {
+        "flips": augment.get("flips"),
+        "quarter turns": augment.get("turns"),
+        f"scale from {number(low, 2)} to {number(high, 2)}": low < high,
+        "slight changes of colour": augment.get("brightness"),
+        f"a rate of {train['learning_rate']:g}": True,
+        f"weight decay of {train['weight_decay']:g}": train["weight_decay"],
+        "averaged weights": train.get("average"),
+        f"images that grow from {round(train.get('start_size', 1) * pixels)} pixels": train.get("start_size", 1) < 1,
+    }
     return (
-        f"{headline(study, 'best')} It trains {escape(NETWORKS[runs[0].info['config']['model']['name']])} of "
-        rf"{number(size / 1e6, 2)}\,M parameters for {epochs} epochs. {cross_validation(study, 'best')} "
-        f"{verdicts.lead(study)}"
-    ).strip()
+        f"It trains {NETWORKS[info['config']['model']['name']]} of {number(info['model']['parameters'] / 1e6, 2)}\\,M "
+        f"parameters for {train['epochs']} epochs, with {join([words for words, used in parts.items() if used])}."
+    )
+
+
+def best_in_short(study: Study) -> str:
+    """The best recipe's accuracy out of fold, for the abstract; "" before it is cross-validated."""
+    judged = compare.out_of_fold([study.runs(fold) for fold in FOLDS["best"]])
+    if judged.empty or not len(judged.columns):
+        return ""
+    info, n = study.runs("best")[0].info, len(judged)
+    right = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum())
+    low, high = evaluate.wilson(right, n)
+    return (
+        f"Our best recipe, for {NETWORKS[info['config']['model']['name']]} of "
+        rf"{number(info['model']['parameters'] / 1e6, 2)}\,M parameters, names {number(100 * right / n, 2)}\,\% of all "
+        rf"{count(n)} labelled images rightly, each by a network that had not seen it (95\,\% interval "
+        rf"{number(100 * low, 2)} to {number(100 * high, 2)}\,\%)."
+    )
 
 
 def classes(study: Study, name: str = "main") -> str:

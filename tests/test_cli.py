@@ -411,3 +411,4 @@ def test_groups_name_their_rows() -> None:
     assert cli._names("robustness,main") == ["group_norm", "stain_jitter", "grey_world", "main"]
     assert cli._names("unknown")[0] == "without_basophil" and len(cli._names("unknown")) == 8
     assert cli._names("cv, extra")[:1] == ["cv_fold0"] and cli._names("all") == list(EXPERIMENTS)
+    assert cli._names("best") == ["best"] and "best_fold1" in cli._names("best_cv")

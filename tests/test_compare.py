@@ -154,7 +154,7 @@ def test_holm_runs_over_each_family(study):
     tested = table[table["p"].notna()]
     beyond = tested["group"].isin(compare.BEYOND)
     assert (~beyond).sum() == 18  # without main and final, folds, and networks that miss a class
-    levers = {name for name, row in EXPERIMENTS.items() if row.group in ("lever", "best", "best_less")}
+    levers = {name for name, row in EXPERIMENTS.items() if row.group in ("lever", "best", "best_parts")}
     rest = {"finer_labels", "group_norm", "stain_jitter", "grey_world", "growing_images"}
     assert set(tested.index[beyond]) == rest | levers - {"best_final"}
     for family in (tested[~beyond], tested[tested["group"] == "robustness"]):

@@ -78,8 +78,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
     levers = [name for name, row in EXPERIMENTS.items() if row.group == "lever"]
     assert len(levers) == 20 and all(name.startswith("with_") for name in levers)
     best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5))]
-    less = [name for name, row in EXPERIMENTS.items() if row.group == "best_less"]
-    assert len(less) == 8 and all(name.startswith("best_") for name in less)
+    less = [name for name, row in EXPERIMENTS.items() if row.group == "best_parts"]
+    assert len(less) == 6 and all(name.startswith("best_") for name in less)
     pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
     cleaning = [*pairs, *(f"cv_clean{k}" for k in range(5))]
     without = [f"without_{name}" for name in NAMES]
@@ -111,15 +111,13 @@ def test_each_ablation_changes_only_its_own_setting():
         assert differs(name, "best") == set() and EXPERIMENTS[name].length == EXPERIMENTS["best"].length
     assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
     colours = {"brightness", "contrast", "saturation", "hue"}
-    assert {name: differs(name, "best") for name, row in EXPERIMENTS.items() if row.group == "best_less"} == {
-        "best_deep": {"name"},
+    assert {name: differs(name, "best") for name, row in EXPERIMENTS.items() if row.group == "best_parts"} == {
+        "best_no_slim": {"name"},
         "best_no_turns": {"turns"},
-        "best_no_scale": {"scale"},
-        "best_no_colour": colours,
-        "best_no_average": {"average"},
-        "best_no_warm": {"learning_rate", "warmup", "weight_decay"},
-        "best_no_growth": {"start_size"},
-        "best_short": set(),
+        "best_no_length": set(),
+        "best_scale": {"scale"},
+        "best_colour": colours,
+        "best_average": {"average"},
     }
     assert differs("without_ig") == set() and EXPERIMENTS["without_ig"].epochs == 8
     assert differs("final") == set() and STUDY["final"].part == "all"
