@@ -180,11 +180,9 @@ def _names(text: str) -> list[str]:
 
     groups = {"study": list(STUDY), "all": list(EXPERIMENTS)}
     groups |= {group: [row.name for row in EXPERIMENTS.values() if row.group == group] for group in GROUPS}
+    groups |= {name: [name] for name in EXPERIMENTS}  # a row's own name goes before a group's: `best` is both
     wanted = [name.strip() for name in text.split(",") if name.strip()] or ["study"]
-    # A row's own name goes before a group's: `best` is both.
-    return list(
-        dict.fromkeys(row for name in wanted for row in (groups.get(name, [name]), [name])[name in EXPERIMENTS])
-    )
+    return list(dict.fromkeys(row for name in wanted for row in groups.get(name, [name])))
 
 
 def _seeds(text: str) -> list[int]:

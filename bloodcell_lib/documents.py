@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bloodcell_lib import answers, bench, calibration, evaluate, paths, sentences, tables, verdicts
+from bloodcell_lib import analysis, answers, bench, calibration, evaluate, paths, sentences, tables, verdicts
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import PROFILES
@@ -182,7 +182,13 @@ def trust(study: Study) -> str:
     if not study.analyses:
         return "No analysis is published yet: `bloodcell trust` makes them."
     told = {title: answers.answer(key, study.analyses) for key, title in ASKED.items()}
-    return "\n".join(_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items())
+    lines = [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
+    better = analysis.of_experiment(study.analyses, "best")
+    told = {title: answers.answer(key, better) for key, title in ASKED.items() if answers.QUESTIONS[key][0] in better}
+    if told:
+        lines += ["", "The same of the best recipe, whose weights `predict` uses:", ""]
+        lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
+    return "\n".join(lines)
 
 
 def network(study: Study) -> str:

@@ -16,7 +16,7 @@ from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"
 BASELINES = {name: row.title for name, row in STUDY.items() if row.group == "baseline"}
-NAMED = 3  # changes that a sentence names, at most
+NAMED = 2  # changes that a sentence names, at most
 JUDGED = 2  # seeds from which on a difference is judged
 
 
