@@ -89,10 +89,13 @@ def wrong_interval(labels: np.ndarray, probabilities: np.ndarray, resamples: int
 def cleaned(subject: Subject) -> dict[str, Any] | None:
     """The five folds trained without the suspects among their training images, against the five as they are.
 
-    Paired on the same held-out images, whose labels stay as given; None until both are recorded with a common seed
-    (`bloodcell study --experiments cv,cv_pair`, then `cv_clean`). accuracy and interval as fractions; the difference,
-    without less with, in points (see `compare.difference`). `experiments.suspected` says what bias remains.
+    Paired on the same held-out images, whose labels stay as given; None for another recipe than `main`, and until both
+    are recorded with a common seed (`bloodcell study --experiments cv,cv_pair`, then `cv_clean`). accuracy and interval
+    as fractions; the difference, without less with, in points (see `compare.difference`). `experiments.suspected` says
+    what bias remains.
     """
+    if subject.experiment != "main":
+        return None
     frames = {kind: out_of_fold([subject.of(f"{kind}{k}") for k in range(5)]) for kind in ("cv_fold", "cv_clean")}
     seeds = [seed for seed in frames["cv_fold"].columns if seed in frames["cv_clean"].columns]
     if not seeds:

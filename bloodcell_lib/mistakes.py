@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,12 @@ def listed(names: list[str], labels: np.ndarray, given: np.ndarray, order: np.nd
 
 def taught_finer(subject: Subject) -> list[dict[str, Any]] | None:
     """What learning the finer types changes: for all cells and for each finer type of a class that has several, the
-    recall of `finer_labels` less that of `experiment`, in points (see `compare.difference`); None without such runs."""
+    recall of `finer_labels` less that of `experiment`, in points (see `compare.difference`); None without such runs,
+    and for another recipe than theirs."""
+    rows = [asdict(plans.EXPERIMENTS[name]) for name in ("finer_labels", subject.experiment)]
+    recipes = [(row["model"] | {"finer": False}, row["train"], row["augment"]) for row in rows]
+    if recipes[0] != recipes[1]:
+        return None
     frames = [by_image(subject.of(name)) for name in ("finer_labels", subject.experiment)]
     if any(frame.empty for frame in frames) or frames[0].columns.intersection(frames[1].columns).empty:
         return None

@@ -119,6 +119,9 @@ def test_readme_and_report_print_them_or_say_that_there_is_none(home, found):
     told = documents.trust(study)
     assert told.count("\n- **") == len(documents.ASKED) - 1 and all(len(line) <= 120 for line in told.splitlines())
     assert set(documents.ASKED) == set(answers.QUESTIONS)
+    best = Study.of(study.records, "demo", {**found, "trust_best": found["trust"] | {"experiment": "best"}})
+    more = documents.trust(best).removeprefix(told)
+    assert "The same of the best recipe" in more and more.count("\n- **") == 4 and "calibration error" in more
     table = tables.trust(study)
     assert len(table.rows) > 10 and all(len(row) == 3 and all(row[1:]) for row in table.rows)
     assert "No analysis is published yet" in documents.trust(Study.of(study.records, "demo"))
