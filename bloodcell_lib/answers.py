@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_lib.cells import CLASS_MAP, TITLES
+from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
@@ -125,13 +126,12 @@ def corruptions(result: Analysis) -> str:
         f"corruptions and severities ({_interval(own['mean'])}); least under {named}."
     )
     if own["mce"] is not None:
-        told += f" The mean corruption error is {100 * own['mce']:.0f} % of {result['baseline']}'s."
+        told += f" The mean corruption error is {100 * own['mce']:.0f} % of that of {_title(result['baseline'])}."
     for name, rival in result["experiments"].items():
         if name not in (result["experiment"], result["baseline"]):
             change = rival["difference"]
-            told += (
-                f" {name}: {change['points']:+.1f} points on average ({change['low']:+.1f} to {change['high']:+.1f})."
-            )
+            interval = f"{change['low']:+.1f} to {change['high']:+.1f}"
+            told += f" {EXPERIMENTS[name].title}: {change['points']:+.1f} points on average ({interval})."
     return told
 
 
@@ -151,7 +151,7 @@ def travel(result: Analysis) -> str:
     rivals = {name: row for name, row in result["experiments"].items() if name != result["experiment"]}
     if rivals:
         best = max(rivals, key=lambda name: rivals[name]["sites"]["all"]["accuracy"])
-        told += f" Best of those beside it is {best}: {100 * rivals[best]['sites']['all']['accuracy']:.1f} %."
+        told += f" Best of those beside it is {_title(best)}: {100 * rivals[best]['sites']['all']['accuracy']:.1f} %."
     return told
 
 
@@ -198,6 +198,8 @@ def finer(result: Analysis) -> str:
         told.append(
             f"Hardest is the {worst['finer']}: {100 * worst['recall']:.1f} % of {worst['images']} ({_interval(worst)})."
         )
+    if "finer_labels" not in result:  # of a recipe that no finer labels were tried with
+        return " ".join(told)
     if taught := result["finer_labels"]:
         row = taught[0]
         told.append(
@@ -207,6 +209,12 @@ def finer(result: Analysis) -> str:
     else:
         told.append("No network that was taught the finer types is recorded.")
     return " ".join(told)
+
+
+def _title(experiment: str) -> str:
+    """An experiment's words inside of a sentence; proper names keep their capitals."""
+    title = EXPERIMENTS[experiment].title
+    return title if title[1:] != title[1:].lower() else title[0].lower() + title[1:]
 
 
 def _interval(row: Analysis) -> str:

@@ -5,7 +5,6 @@ A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever i
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -16,9 +15,10 @@ import numpy as np
 
 from bloodcell_lib import analysis, answers, bench, calibration, evaluate, paths, sentences, tables, verdicts
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.latex import join
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import PROFILES
-from bloodcell_lib.predict import NAME
+from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 
 DOCUMENTS = {
@@ -40,9 +40,10 @@ ASKED = {
     "labels": "Are the labels right?",
     "finer": "Finer types.",
 }
+WEIGHTS = paths.ROOT / "bloodcell_lib" / "weights"  # those of the repository, whatever `paths.WEIGHTS` names
 BUILT = {
     "deep_efficientnet": "MBConv blocks, with squeeze-and-excitation in the last two stages",
-    "slim_resnet": "the four stages of ResNet-18 at three eighths of their width, behind a stem without a pool",
+    "slim_resnet": "the four stages of ResNet-18 at about three eighths of their width, behind a stem without a pool",
 }
 NOTHING = "No study is published yet."
 MARKER = re.compile(r"<!-- (begin|end) (\w+) -->")
@@ -133,10 +134,11 @@ def results(study: Study) -> str:
 
 def accuracy(study: Study, name: str = "main") -> str:
     """Profile and devices, and the final epoch's accuracy of main or another experiment."""
-    config = (study.runs(name) or study.records)[0].info["config"]
+    runs = study.runs(name) or study.records
+    config, where = runs[0].info["config"], join(Study(runs, study.profile).devices)
     return (
         f"Under the profile `{study.profile}` ({config['pixels']} × {config['pixels']} pixels, "
-        f"{config['train']['epochs']} epochs), on {' and '.join(study.devices)}: {sentences.headline(study, name)}"
+        f"{config['train']['epochs']} epochs), on {where}: {sentences.headline(study, name)}"
     )
 
 
@@ -186,28 +188,41 @@ def trust(study: Study) -> str:
     better = analysis.of_experiment(study.analyses, "best")
     told = {title: answers.answer(key, better) for key, title in ASKED.items() if answers.QUESTIONS[key][0] in better}
     if told:
-        lines += ["", "The same of the best recipe, whose weights `predict` uses:", ""]
+        lines += ["", "The same of the best recipe:", ""]
         lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
     return "\n".join(lines)
 
 
 def network(study: Study) -> str:
-    """The published network: what it is built of, its size, and the run that made it."""
-    run = json.loads((paths.ROOT / "bloodcell_lib" / "weights" / f"{NAME}.json").read_text(encoding="utf-8"))
-    model, pixels = run["config"]["model"]["name"], run["config"]["pixels"]
+    """The published network: the run that made it, what it is built of, its size, and what it learnt from."""
+    run, _ = load_set(WEIGHTS)
+    model, pixels, data = run["config"]["model"]["name"], run["config"]["pixels"], run["data"]
     parameters, macs = run["model"]["parameters"], run["model"]["macs"] / 1e6
-    return _paragraph(
+    told = (
         f"The run `{run['experiment']}` of the profile `{run['profile']}`: {BUILT.get(model, model)}. {parameters:,} "
         f"parameters, {2 * parameters / 1e6:.1f} MB in half precision; {macs:,.0f} million multiply-accumulates for a "
-        f"cell at {pixels} × {pixels} pixels."
+        f"cell at {pixels} × {pixels} pixels. It trained on {data['train']:,} images for "
+        f"{run['config']['train']['epochs']} epochs."
     )
+    if not data["validation"]:
+        told += (
+            f" None is left to measure it on: the numbers below are those of `{published()}`, the same recipe on four "
+            "fifths of them."
+        )
+    return _paragraph(told)
+
+
+def published() -> str:
+    """The experiment that tells how the published network does: its own, or its recipe's where it held nothing out."""
+    run, _ = load_set(WEIGHTS)
+    return {"final": "main", "best_final": "best"}.get(run["experiment"], run["experiment"])
 
 
 def evaluation(study: Study) -> str:
     """The accuracy of the published recipe, its classes one by one, its mistakes and its probabilities."""
     if not study.records:
         return NOTHING
-    name = "best" if study.runs("best") else "main"
+    name = published()
     told = [accuracy(study, name), sentences.source(study), other_budget(study), sentences.best_epoch(study, name)]
     told += [sentences.cross_validation(study, name)]
     below = [sentences.classes(study, name), sentences.mistakes(study, name), confidence(study, name)]

@@ -94,7 +94,7 @@ def top_confusions(matrix: np.ndarray, k: int = 5) -> pd.DataFrame:
 
 
 def validated(records: Sequence[Record]) -> list[Record]:
-    """Those that kept validation images aside; `final` trains on all of them."""
+    """Those that kept validation images aside; runs on all images keep none."""
     return [record for record in records if record.info["final_validation_accuracy"] is not None]
 
 

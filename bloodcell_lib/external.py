@@ -129,8 +129,8 @@ def evaluate(
     """Scores a folder with the networks of one experiment's runs; gives the result and the file that keeps it.
 
     share: of the shorter side, by default what training kept of the course's. The file is the analysis
-    `external_<folder>` beside the runs; a newer one takes its place. Raises BloodcellError as `load` and
-    `load_network` do.
+    `external_<folder>` beside the runs, with `_<experiment>` for another one than main; a newer one takes its place.
+    Raises BloodcellError as `load` and `load_network` do.
     """
     config, first = records[0].info["config"], records[0]
     if share is None:

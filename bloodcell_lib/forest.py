@@ -58,9 +58,9 @@ def beyond(table: pd.DataFrame) -> Figure:
     groups = [_compared(table[table["group"] == group]).sort_values("difference") for group in BEYOND]
     if all(rows.empty for rows in groups):
         raise BloodcellError("Nothing beyond the reference's study shares seeds and images with what it changes.")
-    others = {"lever": "levers: to flips alone", "best_parts": "less, more: to the best"}
+    others = {"lever": "levers: to flips alone", "best_parts": "no, with: to the best"}
     told = "; ".join(words for group, words in others.items() if len(groups[BEYOND.index(group)]))
-    return _forest(groups, f"difference to the main model{f' ({told})' if told else ''}, points")
+    return _forest(groups, f"difference to the main model{f' ({told})' if told else ''}, points of accuracy")
 
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:

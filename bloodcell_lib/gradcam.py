@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bloodcell_lib.analysis import as_input
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.models import CLASSES, Classifier, MBConvNet, SimpleCNN
+from bloodcell_lib.models import CLASSES, Classifier, MBConvNet, SimpleCNN, SlimResNet
 
 
 def parts(network: Classifier) -> dict[str, nn.Module]:
@@ -27,6 +27,9 @@ def parts(network: Classifier) -> dict[str, nn.Module]:
     if isinstance(net, SimpleCNN):
         blocks = [net.features[i : i + 4] for i in range(0, len(net.features), 4)]  # share the network's layers
         return {"head": net.head, **{f"block {i + 1}": block for i, block in reversed(list(enumerate(blocks)))}}
+    if isinstance(net, SlimResNet):
+        stages = {f"stage {k}": net.features[2 * k - 1 : 2 * k + 1] for k in range(4, 0, -1)}  # of two blocks each
+        return {"head": net.head, **stages, "stem": net.features[0]}
     if hasattr(net, "layer4"):  # torchvision's ResNet, which is not imported for its name
         layers = {f"layer {i}": getattr(net, f"layer{i}") for i in range(4, 0, -1)}
         return {"head": net.fc, **layers, "stem": nn.Sequential(net.conv1, net.bn1)}
@@ -46,8 +49,8 @@ def coarse_maps(network: Classifier, images: Tensor, classes: Tensor, batch_size
     ):
         raise BloodcellError(f"{len(images)} images and classes {tuple(classes.shape)}: give one of 0 to 7 an image.")
     last = list(parts(network).values())[1]
-    # Of SimpleCNN's blocks, slices, the network calls the layers alone.
-    method = LayerGradCam(network, last[-1] if isinstance(network.net, SimpleCNN) else last)
+    # Of slices the network calls the layers alone.
+    method = LayerGradCam(network, last[-1] if isinstance(network.net, (SimpleCNN, SlimResNet)) else last)
     device = next(network.parameters()).device
     found = [
         method.attribute(as_input(x, device), target=k.to(device), relu_attributions=True)[:, 0].detach().float().cpu()

@@ -16,11 +16,13 @@ from torch import Tensor
 from bloodcell_lib.cells import CLASS_MAP, COLOURS, TITLES
 from bloodcell_lib.corrupt import CORRUPTIONS, corrupt
 from bloodcell_lib.explain import drawn
+from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.style import GREY, INK, WIDTH, canvas, styled
 from bloodcell_lib.unknown import SCORES
 
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes and markers say the same again.
 LOOKS = {
+    "main": ("main", GREY, "o", (2, 1)),
     "resnet18": ("ResNet-18", "#E69F00", "s", (4, 1.5)),
     "resnet18_full": ("ResNet-18, full recipe", "#E69F00", "s", (4, 1.5)),
     "group_norm": ("group norm", "#0072B2", "^", (1, 0)),
@@ -97,11 +99,19 @@ def travel_sites(result: dict[str, Any]) -> Figure:
         best = max(rivals, key=lambda name: found[name]["sites"]["all"]["accuracy"])
         other = {"clean": found[best]["clean"], **found[best]["sites"]}
         x = [100 * other[key]["accuracy"] for key in rows]
-        ax.plot(x, range(len(rows)), "D", color="#0072B2", markerfacecolor="white", markersize=4.5, label=best)
+        ax.plot(
+            x,
+            range(len(rows)),
+            "D",
+            color="#0072B2",
+            markerfacecolor="white",
+            markersize=4.5,
+            label=EXPERIMENTS[best].title,
+        )
     for i, key in enumerate(rows):
         ax.plot([100 * own[key]["low"], 100 * own[key]["high"]], [i, i], color=INK, linewidth=2, alpha=0.4)
     x = [100 * own[key]["accuracy"] for key in rows]
-    ax.plot(x, range(len(rows)), "o", color=INK, markersize=4.5, label=result["experiment"])
+    ax.plot(x, range(len(rows)), "o", color=INK, markersize=4.5, label=EXPERIMENTS[result["experiment"]].title)
     ax.axvline(100 * result["goals"]["alone"] * own["clean"]["accuracy"], color=GREY, linewidth=0.8, dashes=(3, 2))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
     ax.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))

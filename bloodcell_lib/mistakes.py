@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "finer": by_finer_type(names, labels, given.argmax(1)),
         "surest": listed(names, labels, given, surest_mistakes(labels, given)),
         "least_sure": listed(names, labels, given, np.argsort(given.max(1), kind="stable")),
-        "finer_labels": taught_finer(subject),
+        **({"finer_labels": taught_finer(subject)} if same_recipe(subject.experiment) else {}),
         "map": {
             "run": f"{record.experiment}/seed{record.seed}",
             **feature_map(subject.network(record), held_out, most),
@@ -92,14 +92,16 @@ def listed(names: list[str], labels: np.ndarray, given: np.ndarray, order: np.nd
     ]
 
 
+def same_recipe(experiment: str) -> bool:
+    """Whether `finer_labels` changes no more of an experiment than its labels."""
+    rows = [plans.EXPERIMENTS.get(name) for name in ("finer_labels", experiment)]
+    recipes = [row and (replace(row.model, finer=False), row.train, row.augment, row.length) for row in rows]
+    return recipes[0] == recipes[1]
+
+
 def taught_finer(subject: Subject) -> list[dict[str, Any]] | None:
     """What learning the finer types changes: for all cells and for each finer type of a class that has several, the
-    recall of `finer_labels` less that of `experiment`, in points (see `compare.difference`); None without such runs,
-    and for another recipe than theirs."""
-    rows = [asdict(plans.EXPERIMENTS[name]) for name in ("finer_labels", subject.experiment)]
-    recipes = [(row["model"] | {"finer": False}, row["train"], row["augment"]) for row in rows]
-    if recipes[0] != recipes[1]:
-        return None
+    recall of `finer_labels` less that of `experiment`, in points (see `compare.difference`); None without such runs."""
     frames = [by_image(subject.of(name)) for name in ("finer_labels", subject.experiment)]
     if any(frame.empty for frame in frames) or frames[0].columns.intersection(frames[1].columns).empty:
         return None

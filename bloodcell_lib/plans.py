@@ -195,16 +195,16 @@ EXTRA = _named(
     _lever("broad", "Fewer, wider blocks", model=ModelConfig("broad")),
     _lever("slim_resnet", "A slim ResNet-18", model=ModelConfig("slim_resnet")),
     _lever("broad_kernel", "Fewer, wider blocks, 5 x 5", model=ModelConfig("broad", kernel=5)),
-    # What did best, on other splits, on all images, with one part less, and with one more.
+    # Chosen on the split and tried there, on the other folds, on all images, with one part less, and with one more.
     _best("best", "Best recipe", "best", seeds=0),
     _best("best_final", "Best recipe, all images", "best", part="all"),
     *(_best(f"best_fold{k}", f"Best recipe, fold {k + 1} of 5", "best_cv", part=f"fold{k}") for k in range(1, 5)),
-    _best("best_no_slim", "Less: the main network in its place", "best_parts", model=_NETWORK),
-    _best("best_no_turns", "Less: quarter turns", "best_parts", turns=False),
-    _best("best_no_length", "Less: epochs, a third of them", "best_parts", length=1.0),
-    _best("best_scale", "More: scale", "best_parts", scale=(0.8, 1.25)),
-    _best("best_colour", "More: colour", "best_parts", brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02),
-    _best("best_average", "More: averaged weights", "best_parts", train=TrainConfig(average=0.996)),
+    _best("best_no_slim", "The main network in its place", "best_parts", model=_NETWORK),
+    _best("best_no_turns", "No quarter turns", "best_parts", turns=False),
+    _best("best_no_length", "Two thirds of its epochs", "best_parts", length=1.0),
+    _best("best_scale", "With scale", "best_parts", scale=(0.8, 1.25)),
+    _best("best_colour", "With colour", "best_parts", brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02),
+    _best("best_average", "With averaged weights", "best_parts", train=TrainConfig(average=0.996)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
     *(
         Experiment(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv_pair", part=f"pair{j}{k}", seeds=1)

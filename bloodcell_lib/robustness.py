@@ -13,13 +13,13 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
 
 BASELINES = ("resnet18", "resnet18_full")  # the first that is recorded stands for 1 in the mean corruption error
-# Remedies against other microscopes and stains, and the recipe that is published.
+# Beside the main recipe: remedies against other microscopes and stains, which change it, and the best one.
 RIVALS = ("group_norm", "stain_jitter", "grey_world", "best")
 DEMO_SEVERITIES, DEMO_IMAGES = (1, 3, 5), 96
 
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """Accuracy of the experiment's networks, of a baseline's and of those in RIVALS under every corruption.
+    """Accuracy of the experiment's networks, of a baseline's and of its rivals' under every corruption.
 
     images, severities and corruptions (title, unit, levels) say what was done; `experiments` holds `judged` of each
     that is recorded; baseline is the one that mean corruption errors are relative to, or None. A demo is bounded to
@@ -45,6 +45,11 @@ def analyse(subject: Subject) -> dict[str, Any]:
     }
 
 
+def rivals(experiment: str) -> tuple[str, ...]:
+    """The experiments that are set beside another one."""
+    return RIVALS if experiment == "main" else ("main",)
+
+
 def spread(cells: CellImages, most: int) -> CellImages:
     """At most so many images, evenly from the whole, which is ordered by class."""
     return cells.subset(np.linspace(0, len(cells) - 1, min(most, len(cells))).round().astype(int))
@@ -58,7 +63,7 @@ def hits(subject: Subject, cells: CellImages, severities: tuple[int, ...]) -> di
     """
     part = subject.records[0].info["config"]["part"]
     networks = {}
-    for name in dict.fromkeys((subject.experiment, *BASELINES, *RIVALS)):
+    for name in dict.fromkeys((subject.experiment, *BASELINES, *rivals(subject.experiment))):
         records = [record for record in subject.of(name) if record.info["config"]["part"] == part]
         if records:
             networks[name] = [subject.network(record) for record in records]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from bloodcell_lib import compare, evaluate, verdicts
 from bloodcell_lib.cells import TITLES
@@ -50,7 +51,7 @@ def sentences(study: Study) -> dict[str, str]:
     }
 
 
-NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18", "broad": "a broad EfficientNet"}
+NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18"}
 WHO = {"main": "the main model", "best": "the best recipe"}
 
 
@@ -124,7 +125,7 @@ def deviation(study: Study) -> str:
         return "Input size and epochs are the reference's."
     cut = f" (of the central {study.budget.crop})" if study.budget.crop else ""
     return (
-        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs; the runs reported here, of the "
+        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs; the runs of the study, of the "
         rf"profile \texttt{{{escape(study.profile)}}}, have {pixels} $\times$ {pixels}{cut} and {epochs}: they test "
         "its gains at that size, and its accuracies not at all."
     )
@@ -148,19 +149,26 @@ def cross_validation(study: Study, name: str = "main") -> str:
     made = sum(map(bool, parts))
     if not made:
         return "Stratified five-fold cross-validation is planned and not recorded yet."
-    seeds = set.intersection(*({record.seed for record in part} for part in parts))
-    if not seeds:
+    if made < len(parts):
         return f"Of the five folds of cross-validation, {made} {'is' if made == 1 else 'are'} recorded."
-    folds = [record for part in parts for record in part if record.seed == min(seeds)]
-    scores = 100 * np.array([record.info["final_validation_accuracy"] for record in folds])
-    pooled = evaluate.pool(folds)
-    right, n = int((pooled.labels == pooled.predicted).sum()), len(pooled.labels)
-    low, high = (100 * bound for bound in evaluate.wilson(right, n))
+    judged = compare.out_of_fold(parts)
+    if judged.empty:
+        return "The five folds of cross-validation have no seed in common."
+    seed = judged.columns[0]
+    scores = [100 * r.info["final_validation_accuracy"] for part in parts for r in part if r.seed == seed]
+    right, n, interval = _rightly(judged)
     return (
         rf"In stratified five-fold cross-validation, {number(100 * right / n, 2)}\,\% of {count(n)} images are named "
-        rf"rightly by a network that has not seen them (95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%); "
-        rf"single folds lie between {number(scores.min(), 2)} and {number(scores.max(), 2)}\,\%."
+        rf"rightly by a network that has not seen them ({interval}); "
+        rf"single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
     )
+
+
+def _rightly(judged: pd.DataFrame) -> tuple[int, int, str]:
+    """How many of `compare.out_of_fold`'s images its first seed names rightly, of how many, and Wilson's interval."""
+    right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)
+    low, high = (100 * bound for bound in evaluate.wilson(right, n))
+    return right, n, rf"95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%"
 
 
 def best(study: Study) -> str:
@@ -168,43 +176,48 @@ def best(study: Study) -> str:
     if not study.runs("best"):
         return headline(study, "best")
     told = [headline(study, "best"), recipe(study), cross_validation(study, "best"), verdicts.lead(study)]
+    unseen = compare.out_of_fold([study.runs(fold) for fold in FOLDS["best"][1:]])
+    if not unseen.empty:
+        right, n, interval = _rightly(unseen)
+        told.append(
+            rf"It was chosen on the split, the first fold; on the others it names {number(100 * right / n, 2)}\,\% of "
+            rf"{count(n)} rightly ({interval})."
+        )
     return " ".join(filter(None, told))
 
 
 def recipe(study: Study) -> str:
-    """The best recipe in words, from its record."""
-    info = study.runs("best")[0].info
-    pixels, train, augment = info["config"]["pixels"], info["config"]["train"], info["config"]["augment"]
-    low, high = augment.get("scale", (1, 1))
-    parts = {
-        "flips": augment.get("flips"),
-        "quarter turns": augment.get("turns"),
-        f"scale from {number(low, 2)} to {number(high, 2)}": low < high,
-        "slight changes of colour": augment.get("brightness"),
-        f"a rate of {train['learning_rate']:g}": True,
-        f"weight decay of {train['weight_decay']:g}": train["weight_decay"],
-        "averaged weights": train.get("average"),
-        f"images that grow from {round(train.get('start_size', 1) * pixels)} pixels": train.get("start_size", 1) < 1,
-    }
+    """The best recipe in words, from its record, with what it costs beside the main one."""
+    best, main = (next((run.info for run in study.runs(name)), None) for name in ("best", "main"))
+    sizes = [
+        f"{number(i['model']['parameters'] / 1e6, 2)} and {number(i['model']['macs'] / 1e6)}" for i in (best, main) if i
+    ]
+    beside = f", against {sizes[1]} of the main model" if main else ""
+    place = f" in place of {main['config']['train']['epochs']}" if main else ""
+    turns = " and quarter turns" if best["config"]["augment"].get("turns") else ""
+    epochs = best["config"]["train"]["epochs"]
     return (
-        f"It trains {NETWORKS[info['config']['model']['name']]} of {number(info['model']['parameters'] / 1e6, 2)}\\,M "
-        f"parameters for {train['epochs']} epochs, with {join([words for words, used in parts.items() if used])}."
+        f"It trains {_network(best)} for {epochs} epochs{place}, with flips{turns} as its only augmentation and the "
+        f"main recipe's other settings ({sizes[0]} million parameters and operations{beside})."
     )
+
+
+def _network(info: dict) -> str:
+    name = info["config"]["model"]["name"]
+    return NETWORKS.get(name, escape(name))
 
 
 def best_in_short(study: Study) -> str:
     """The best recipe's accuracy out of fold, for the abstract; "" before it is cross-validated."""
     judged = compare.out_of_fold([study.runs(fold) for fold in FOLDS["best"]])
-    if judged.empty or not len(judged.columns):
+    if judged.empty:
         return ""
-    info, n = study.runs("best")[0].info, len(judged)
-    right = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum())
-    low, high = evaluate.wilson(right, n)
+    info, (right, n, interval) = study.runs("best")[0].info, _rightly(judged)
+    size, epochs = number(info["model"]["parameters"] / 1e6, 2), info["config"]["train"]["epochs"]
     return (
-        f"Our best recipe, for {NETWORKS[info['config']['model']['name']]} of "
-        rf"{number(info['model']['parameters'] / 1e6, 2)}\,M parameters, names {number(100 * right / n, 2)}\,\% of all "
-        rf"{count(n)} labelled images rightly, each by a network that had not seen it (95\,\% interval "
-        rf"{number(100 * low, 2)} to {number(100 * high, 2)}\,\%)."
+        f"A recipe of ours, for {_network(info)} of {size} million parameters and {epochs} epochs, names "
+        rf"{number(100 * right / n, 2)}\,\% of all {count(n)} labelled images rightly, each by a network that had not "
+        f"seen it ({interval})."
     )
 
 

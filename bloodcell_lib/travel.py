@@ -20,7 +20,7 @@ from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.corrupt import Lot
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
-from bloodcell_lib.robustness import RIVALS, bootstrap_mean, spread
+from bloodcell_lib.robustness import bootstrap_mean, rivals, spread
 
 SIDE = 360  # pixels of a photograph's side, in which crops are given
 DEMO_IMAGES = 96
@@ -58,7 +58,7 @@ SITES = {
 
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """Accuracy at every site of the experiment's networks, of those in RIVALS and of the levers'.
+    """Accuracy at every site of the experiment's networks, of its rivals' and of the levers'.
 
     images: how many; sites: their titles; `experiments` holds `judged` of each that is recorded. A demo is bounded to
     `DEMO_IMAGES` images. Raises BloodcellError where the subject has no folder of photographs.
@@ -68,7 +68,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         photographs = spread(photographs, DEMO_IMAGES)
     levers = [name for name, row in plans.EXPERIMENTS.items() if row.group == "lever"]
     right: dict[str, dict[str, np.ndarray]] = {}
-    for name in dict.fromkeys((subject.experiment, *RIVALS, *levers)):
+    for name in dict.fromkeys((subject.experiment, *rivals(subject.experiment), *levers)):
         records = [r for r in subject.of(name) if r.info["config"]["part"] == subject.records[0].info["config"]["part"]]
         if records:
             config, networks = records[0].info["config"], [subject.network(record) for record in records]

@@ -32,17 +32,17 @@ DEMO_TRAIN, DEMO_IMAGES = 384, 96
 def analyse(subject: Subject) -> dict[str, Any]:
     """Known against unknown, for each class that a network was kept from, and for pictures of no cell.
 
-    left_out: by class, from the runs `without_<class>`: runs, accuracy on the known classes, known and unknown (images:
-    the validation images of the known classes, and of the class left out), scores (`separation` of each) and taken_for
-    (share of the unknown named as each class). missing: classes without such a run. main: the experiment's own
-    networks against each set of `oddities`. train: training images that the Mahalanobis distance is fitted on. A demo
-    is bounded to `DEMO_TRAIN` and `DEMO_IMAGES`.
+    left_out: by class, from the runs `without_<class>`, which are of the main recipe and left to it: runs, accuracy on
+    the known classes, known and unknown (images: the validation images of the known classes, and of the class left
+    out), scores (`separation` of each) and taken_for (share of the unknown named as each class). missing: classes
+    without such a run. main: the experiment's own networks against each set of `oddities`. train: training images that
+    the Mahalanobis distance is fitted on. A demo is bounded to `DEMO_TRAIN` and `DEMO_IMAGES`.
     """
     disposable = plans.profile(subject.profile).disposable
     most = (DEMO_TRAIN, DEMO_IMAGES) if disposable else (len(subject.cells), len(subject.cells))
     held_out = data.split(subject.cells)[1]
     left_out, missing = {}, []
-    for name in NAMES:
+    for name in NAMES if subject.experiment == "main" else ():
         records = subject.of(plans.WITHOUT + name)
         if not records:
             missing.append(name)

@@ -17,6 +17,7 @@ from bloodcell_lib.reference import CLAIMS
 UNMEASURED = "has not been measured yet"
 BASELINES = {name: row.title for name, row in STUDY.items() if row.group == "baseline"}
 NAMED = 2  # changes that a sentence names, at most
+CHANGES = set(BEYOND) - {"best"}  # groups whose rows change one thing
 JUDGED = 2  # seeds from which on a difference is judged
 
 
@@ -60,14 +61,15 @@ def _moved(first: str, rows: Sequence[dict]) -> str:
 
 def beyond(study: Study) -> str:
     """What the rows that the reference's study does not have do to accuracy; of one seed, that they are no result."""
-    found = [row for name in EXTRA if (row := study.row(name)) and row["group"] in BEYOND and row["common_seeds"]]
+    found = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES and row["common_seeds"]]
     told = []
     for base, what in (("main", "the main recipe"), ("aug_flips", "flips alone"), ("best", "the best recipe")):
         rows = [row for row in found if BASES.get(row["group"], "main") == base]
         judged = [row for row in rows if row["common_seeds"] >= JUDGED]
         screened = [row for row in rows if row["common_seeds"] < JUDGED]
         if judged:
-            first = f"Of {plural(len(judged), 'change')} to {what} beyond the reference's own"
+            own = " beyond the reference's own" if base == "main" else ""
+            first = f"Of {plural(len(judged), 'change')} to {what}{own}"
             told.append(_moved(first, judged))
         if screened:
             told.append(_screened(what, sorted(screened, key=lambda row: row["difference"])))
@@ -92,9 +94,11 @@ def lead(study: Study) -> str:
     ahead = difference(best, main)
     if not ahead.seeds:
         return ""
+    points, more = number(abs(ahead.mean), 2), "more" if ahead.mean > 0 else "less"
     return (
-        rf"On the same images that is {signed(ahead.mean)} points against the main recipe (95\,\% interval "
-        rf"{signed(ahead.low)} to {signed(ahead.high)} over images; one network a fold)."
+        f"It names {points} points {more} of these images rightly than the main recipe does "
+        rf"(95\,\% interval of the difference {signed(ahead.low)} to {signed(ahead.high)}, "
+        "over images, one network a fold)."
     )
 
 

@@ -71,7 +71,7 @@ def write_records(
 def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile: str) -> None:
     part = EXPERIMENTS[name].part
     fold = int(part[-1]) if part.startswith("fold") else None
-    offset = 10_000 * (fold + 1) if fold is not None else 0
+    offset = 10_000 * (fold or 0)  # the first fold is the split
     classes = len(CELL_TYPES)
     labels = np.arange(images) % classes
     names = []
@@ -121,14 +121,14 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
         "config": {
             "model": {"name": model, "dropout": 0.3, "stochastic_depth": 0.2, "squeeze_excite": name != "no_se"},
             "train": {
-                "epochs": epochs,
+                "epochs": round(epochs * EXPERIMENTS[name].length),
                 "batch_size": 32,
                 "optimiser": "adam" if baseline else "adamw",
                 "learning_rate": 0.001,
                 "weight_decay": 0.0 if baseline else 1e-4,
                 "schedule": EXPERIMENTS[name].train.schedule,
             },
-            "augment": {"flips": name != "aug_none", "rotation": 30.0},
+            "augment": {"flips": name != "aug_none", "rotation": 30.0, "turns": EXPERIMENTS[name].augment.turns},
             "pixels": 112,
             "crop": 280,
             "per_class": None,

@@ -308,9 +308,9 @@ def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
     shown = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
     assert sorted(shown) == sorted(rows["difference"]) and len(shown) == len(rows) > 20
     assert "levers: to flips alone" in ax.get_xlabel()
-    assert "less, more: to the best" in ax.get_xlabel()
+    assert "no, with: to the best" in ax.get_xlabel()
     without = figures.beyond(table[~table["group"].isin(["lever", "best_parts"])]).axes[0]
-    assert without.get_xlabel() == "difference to the main model, points"
+    assert without.get_xlabel() == "difference to the main model, points of accuracy"
     with pytest.raises(BloodcellError, match="Nothing beyond the reference's study"):
         figures.beyond(compare.study_table(small, resamples=500))
 

@@ -9,7 +9,7 @@ from bloodcell_lib.analysis import as_input
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
 
-FAMILIES = ("deep_efficientnet", "as_described", "efficientnet_lite", "simple_cnn", "resnet18")
+FAMILIES = ("deep_efficientnet", "as_described", "efficientnet_lite", "simple_cnn", "resnet18", "slim_resnet")
 
 
 def network(name: str) -> models.Classifier:

@@ -263,7 +263,7 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "lever"} for k, name in enumerate(names, 1)
     }
     told = verdicts.beyond(with_rows(**many))
-    assert told.startswith("Of 5 changes to flips alone") and told.count("points") == verdicts.NAMED
+    assert told.startswith("Of 5 changes to flips alone, 5 differ") and told.count("points") == verdicts.NAMED
     assert "5 differ from it in accuracy, most of all: l5 ($+$5.00" in told
     for row in many.values():
         row["common_seeds"] = 1
@@ -289,7 +289,7 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     assert sentences.best(Study.of([], "cpu")) == "The best recipe has not been measured yet."
     write_records(tmp_path, ["best"])
     alone = sentences.best(Study.of(load_records(tmp_path), "cpu"))
-    assert alone.startswith("With 3 seeds, the best recipe reaches") and "a slim ResNet-18 of 1.76" in alone
+    assert alone.startswith("With 3 seeds, the best recipe reaches") and "a slim ResNet-18" in alone
     assert alone.endswith("Of the five folds of cross-validation, 1 is recorded.")
     write_records(tmp_path, [*FOLDS["main"], *FOLDS["best"][1:]], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
@@ -297,9 +297,12 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     right = {name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0] for name in FOLDS}
     hits = {name: [(run.predicted == run.labels).mean() for run in runs] for name, runs in right.items()}
     assert rf"{100 * np.mean(hits['best']):.2f}\,\% of 3,200 images" in told
-    # What stands for the first fold of the best recipe has other images in these records than main's first fold.
-    ahead = 100 * (np.mean(hits["best"][1:]) - np.mean(hits["main"][1:]))
-    assert f"that is $+${ahead:.2f} points against the main recipe" in told
+    ahead = 100 * (np.mean(hits["best"]) - np.mean(hits["main"]))
+    assert f"It names {ahead:.2f} points more of these images rightly than the main recipe does" in told
+    assert rf"on the others it names {100 * np.mean(hits['best'][1:]):.2f}\,\% of 2,560 rightly" in told
+    assert rf"names {100 * np.mean(hits['best']):.2f}\,\% of all 3,200" in sentences.best_in_short(study)
+    assert "for 8 epochs, with flips and quarter turns as its only augmentation" in told
+    assert sentences.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
 @pytest.mark.parametrize(
