@@ -67,10 +67,10 @@ def test_mean_error_and_differences_are_relative_to_the_baseline_and_the_first(r
     assert change["points"] == pytest.approx(points) and change["low"] <= points <= change["high"]
 
 
-def test_a_run_without_rivals_has_no_relative_error(subject, monkeypatch):
+def test_without_a_baseline_there_is_no_relative_error(subject, monkeypatch):
     monkeypatch.setattr(robustness, "BASELINES", ())
     few = robustness.analyse(replace(subject, experiment="group_norm"))
-    assert few["baseline"] is None and list(few["experiments"]) == ["group_norm"]
+    assert few["baseline"] is None and list(few["experiments"]) == ["group_norm", "main"]
     assert few["experiments"]["group_norm"]["mce"] is None
 
 
