@@ -337,7 +337,7 @@ def test_the_published_labels_are_what_the_published_weights_say(tmp_path):
     out = tmp_path / "labels.json"
     command = [sys.executable, "-m", "bloodcell_lib.cli", "predict", f"{os.environ['BLOODCELL_DATA']}/test"]
     environment = {key: value for key, value in os.environ.items() if key != "BLOODCELL_WEIGHTS"}
-    subprocess.run([*command, "--out", str(out)], check=True, env=environment)
+    subprocess.run([*command, "--tta", "--out", str(out)], check=True, env=environment)
     found, published = (json.loads(path.read_text()) for path in (out, paths.ROOT / "data" / "prediction_labels.json"))
     assert list(found) == list(published)
     # Another processor may round otherwise, and a cell on the border between two classes fall to the other side.
