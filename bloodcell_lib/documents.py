@@ -122,14 +122,15 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
-    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), sentences.best(study)]
-    told += [verdicts.beyond(study), sentences.state(study)]
-    told += [sentences.source(study), provenance(study), other_budget(study)]
+    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study)]
+    beyond = [sentences.best(study), verdicts.beyond(study)]
+    made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
         "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "
         "budget."
     )
-    return f"{_paragraph(*told)}\n\n{_markdown_table(tables.models(study))}\n\n{_paragraph(below)}"
+    parts = [_paragraph(*told), _markdown_table(tables.models(study)), _paragraph(below)]
+    return "\n\n".join([*parts, _paragraph(*beyond), _paragraph(*made)])
 
 
 def accuracy(study: Study, name: str = "main") -> str:
@@ -206,7 +207,7 @@ def network(study: Study) -> str:
     )
     if not data["validation"]:
         told += (
-            f" None is left to measure it on: the numbers below are those of `{published()}`, the same recipe on four "
+            f" No image is left to measure it on: the numbers below are those of `{published()}`, the same recipe on four "
             "fifths of them."
         )
     return _paragraph(told)

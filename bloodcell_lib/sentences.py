@@ -190,15 +190,15 @@ def recipe(study: Study) -> str:
     """The best recipe in words, from its record, with what it costs beside the main one."""
     best, main = (next((run.info for run in study.runs(name)), None) for name in ("best", "main"))
     sizes = [
-        f"{number(i['model']['parameters'] / 1e6, 2)} and {number(i['model']['macs'] / 1e6)}" for i in (best, main) if i
+        f"{number(i['model']['parameters'] / 1e6, 2)} million parameters, {number(i['model']['macs'] / 1e6)} million "
+        f"multiply-accumulates an image, {i['config']['train']['epochs']} epochs"
+        for i in (best, main)
+        if i
     ]
-    beside = f", against {sizes[1]} of the main model" if main else ""
-    place = f" in place of {main['config']['train']['epochs']}" if main else ""
     turns = " and quarter turns" if best["config"]["augment"].get("turns") else ""
-    epochs = best["config"]["train"]["epochs"]
     return (
-        f"It trains {_network(best)} for {epochs} epochs{place}, with flips{turns} as its only augmentation and the "
-        f"main recipe's other settings ({sizes[0]} million parameters and operations{beside})."
+        f"It trains {_network(best)} with flips{turns} as its only augmentation and the main recipe's other settings "
+        f"({'; main: '.join(sizes)})."
     )
 
 

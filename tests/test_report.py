@@ -301,7 +301,7 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     assert f"It names {ahead:.2f} points more of these images rightly than the main recipe does" in told
     assert rf"on the others it names {100 * np.mean(hits['best'][1:]):.2f}\,\% of 2,560 rightly" in told
     assert rf"names {100 * np.mean(hits['best']):.2f}\,\% of all 3,200" in sentences.best_in_short(study)
-    assert "for 8 epochs, with flips and quarter turns as its only augmentation" in told
+    assert "with flips and quarter turns as its only augmentation" in told and "an image, 8 epochs)" in told
     assert sentences.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
