@@ -207,8 +207,8 @@ def network(study: Study) -> str:
     )
     if not data["validation"]:
         told += (
-            f" No image is left to measure it on: the numbers below are those of `{published()}`, the same recipe on four "
-            "fifths of them."
+            f" No image is left to measure it on: the numbers below are those of `{published()}`, the same recipe on "
+            "four fifths of them."
         )
     return _paragraph(told)
 

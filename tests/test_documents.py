@@ -56,6 +56,14 @@ def test_the_committed_documents_say_what_the_committed_records_give(copies):
     assert {name: (copies / name).read_text(encoding="utf-8") for name in DOCUMENTS} == before
 
 
+def test_the_committed_numbers_of_the_report_are_those_of_the_committed_records(tmp_path):
+    written = report.generate(folder=tmp_path)
+    for path in written:
+        committed = paths.REPORT / "generated" / path.name
+        assert text(path) == text(committed), f"{committed}: run `make report` and commit what it changes"
+    assert {path.name for path in written} == {path.name for path in (paths.REPORT / "generated").glob("*.tex")}
+
+
 def test_links_of_the_model_card_lead_somewhere():
     card = (paths.ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)\)", card)
