@@ -183,7 +183,20 @@ def best(study: Study) -> str:
             rf"It was chosen on the split, the first fold; on the others it names {number(100 * right / n, 2)}\,\% of "
             rf"{count(n)} rightly ({interval})."
         )
-    return " ".join(filter(None, told))
+    return " ".join(filter(None, [*told, doubts(study)]))
+
+
+def doubts(study: Study) -> str:
+    """How many labels the best recipe's networks suspect, beside the main one's; "" before both are analysed."""
+    if not {"labels", "labels_best"} <= study.analyses.keys():
+        return ""
+    main, best = (study.analyses[name]["result"] for name in ("labels", "labels_best"))
+    both = len({row["name"] for row in main["suspects"]} & {row["name"] for row in best["suspects"]})
+    few = plural(best["suspected"], "label")
+    told = f"Its networks suspect {few}, the main recipe's {main['suspected']}, with {both} in common"
+    if 2 * both < main["suspected"]:
+        told += ": most of what looks like a wrong label is a network's own mistake"
+    return f"{told}."
 
 
 def recipe(study: Study) -> str:

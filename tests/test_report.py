@@ -305,6 +305,20 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     assert sentences.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
+def test_doubts_about_labels_are_counted_for_both_recipes():
+    def study(main: str, best: str) -> Study:
+        found = {"labels": main, "labels_best": best}
+        results = {k: {"suspected": len(v), "suspects": [{"name": name} for name in v]} for k, v in found.items()}
+        return Study([], "cpu", {name: {"result": result} for name, result in results.items()})
+
+    assert sentences.doubts(study("abcde", "ax")) == (
+        "Its networks suspect 2 labels, the main recipe's 5, with 1 in common: most of what looks like a wrong label "
+        "is a network's own mistake."
+    )
+    assert sentences.doubts(study("abc", "abc")).endswith("3 in common.")
+    assert sentences.doubts(Study([], "cpu")) == ""
+
+
 @pytest.mark.parametrize(
     ("full", "words"),
     [(-4, "The gap is at least halved for SimpleCNN"), (-6, "The gap is halved for none of them")],
