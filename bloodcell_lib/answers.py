@@ -137,22 +137,27 @@ def corruptions(result: Analysis) -> str:
 
 def travel(result: Analysis) -> str:
     """What is left at other sites, simulated, and whether that is enough."""
-    own, titles, goals = result["experiments"][result["experiment"]], result["sites"], result["goals"]
-    alone = {key: row["share"] for key, row in own["sites"].items() if key != "all"}
-    poor = sorted((key for key in alone if alone[key] < goals["alone"]), key=lambda key: alone[key])
-    named = ", ".join(f"{titles[key].lower()} ({100 * alone[key]:.0f} %)" for key in poor[:4])
-    both = own["sites"]["all"]
-    told = (
-        f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images it keeps at least "
-        f"{100 * goals['alone']:g} in a hundred at {len(alone) - len(poor)} of {len(alone)} simulated sites"
-        f"{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are left "
-        f"({_interval(both)})."
-    )
+    told = sites(result, result["experiment"])
     rivals = {name: row for name, row in result["experiments"].items() if name != result["experiment"]}
     if rivals:
         best = max(rivals, key=lambda name: rivals[name]["sites"]["all"]["accuracy"])
         told += f" Best of those beside it is {_title(best)}: {100 * rivals[best]['sites']['all']['accuracy']:.1f} %."
     return told
+
+
+def sites(result: Analysis, experiment: str) -> str:
+    """What one of the experiments keeps at other sites."""
+    own, titles, goals = result["experiments"][experiment], result["sites"], result["goals"]
+    alone = {key: row["share"] for key, row in own["sites"].items() if key != "all"}
+    poor = sorted((key for key in alone if alone[key] < goals["alone"]), key=lambda key: alone[key])
+    named = ", ".join(f"{titles[key].lower()} ({100 * alone[key]:.0f} %)" for key in poor[:4])
+    both = own["sites"]["all"]
+    return (
+        f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images it keeps at least "
+        f"{100 * goals['alone']:g} in a hundred at {len(alone) - len(poor)} of {len(alone)} simulated sites"
+        f"{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are left "
+        f"({_interval(both)})."
+    )
 
 
 def unknown(result: Analysis) -> str:

@@ -188,6 +188,8 @@ def trust(study: Study) -> str:
     lines = [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
     better = analysis.of_experiment(study.analyses, "best")
     told = {title: answers.answer(key, better) for key, title in ASKED.items() if answers.QUESTIONS[key][0] in better}
+    if far := elsewhere(study, "best"):
+        told[ASKED["travel"]] = far
     if told:
         lines += ["", "The same of the best recipe:", ""]
         lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
@@ -227,7 +229,14 @@ def evaluation(study: Study) -> str:
     told = [accuracy(study, name), sentences.source(study), other_budget(study), sentences.best_epoch(study, name)]
     told += [sentences.cross_validation(study, name)]
     below = [sentences.classes(study, name), sentences.mistakes(study, name), confidence(study, name)]
+    below += [elsewhere(study, name)]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
+
+
+def elsewhere(study: Study, name: str) -> str:
+    """What an experiment keeps at other sites, simulated; "" where that is not analysed."""
+    result = study.analyses.get("travel", {}).get("result", {"experiments": ()})
+    return answers.sites(result, name) if name in result["experiments"] else ""
 
 
 def confidence(study: Study, name: str = "main") -> str:

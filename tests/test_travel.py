@@ -110,6 +110,9 @@ def test_photographs_are_those_of_the_images_held_out(subject):
 def test_it_is_told_and_drawn(result, tmp_path):
     told = answers.answer("travel", {"travel": {"result": result}})
     assert "simulated sites" in told and "With all changes together" in told and "grey-world colours" in told
+    assert told.startswith(answers.sites(result, "main"))
+    rival = result["experiments"]["grey_world"]["sites"]["all"]["accuracy"]
+    assert f"With all changes together {100 * rival:.1f} % are left" in answers.sites(result, "grey_world")
     figure = limits.travel_sites(result)
     words = " ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
     assert all(title in words for title in result["sites"].values())
