@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_lib.cells import CLASS_MAP, TITLES
-from bloodcell_lib.plans import EXPERIMENTS
+from bloodcell_lib.compare import title_of
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
@@ -131,7 +131,7 @@ def corruptions(result: Analysis) -> str:
         if name not in (result["experiment"], result["baseline"]):
             change = rival["difference"]
             interval = f"{change['low']:+.1f} to {change['high']:+.1f}"
-            told += f" {EXPERIMENTS[name].title}: {change['points']:+.1f} points on average ({interval})."
+            told += f" {title_of(name)}: {change['points']:+.1f} points on average ({interval})."
     return told
 
 
@@ -218,7 +218,7 @@ def finer(result: Analysis) -> str:
 
 def _title(experiment: str) -> str:
     """An experiment's words inside of a sentence; proper names keep their capitals."""
-    title = EXPERIMENTS[experiment].title
+    title = title_of(experiment)
     return title if title[1:] != title[1:].lower() else title[0].lower() + title[1:]
 
 

@@ -117,7 +117,7 @@ def study_table(
         compared = base in frames and name != base and info["group"] not in ALONE
         against = difference(frame, frames[base], resamples, seed) if compared else Difference()
         rows[name] = {
-            "title": _title(name, info["title"]),
+            "title": title_of(name, info["title"]),
             "group": info["group"],
             "profile": group[0].profile,
             "course": all(record.info["data"]["course"] for record in group),
@@ -184,10 +184,10 @@ def claims_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
 
 
-def _title(name: str, recorded: str) -> str:
-    """The row's words of today, where it still has any, and what was changed for a run by hand."""
+def title_of(name: str, recorded: str = "") -> str:
+    """The row's words of today, else those recorded or its name, and what was changed for a run by hand."""
     row, *changes = name.split("+")
-    return ", ".join([EXPERIMENTS[row].title if row in EXPERIMENTS else recorded, *changes])
+    return ", ".join([EXPERIMENTS[row].title if row in EXPERIMENTS else recorded or row, *changes])
 
 
 Runs = dict[str, list[Record]]

@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from bloodcell_lib.cells import CLASS_MAP, COLOURS, TITLES
+from bloodcell_lib.compare import title_of
 from bloodcell_lib.corrupt import CORRUPTIONS, corrupt
 from bloodcell_lib.explain import drawn
-from bloodcell_lib.plans import EXPERIMENTS
 from bloodcell_lib.style import GREY, INK, WIDTH, canvas, styled
 from bloodcell_lib.unknown import SCORES
 
@@ -106,12 +106,12 @@ def travel_sites(result: dict[str, Any]) -> Figure:
             color="#0072B2",
             markerfacecolor="white",
             markersize=4.5,
-            label=EXPERIMENTS[best].title,
+            label=title_of(best),
         )
     for i, key in enumerate(rows):
         ax.plot([100 * own[key]["low"], 100 * own[key]["high"]], [i, i], color=INK, linewidth=2, alpha=0.4)
     x = [100 * own[key]["accuracy"] for key in rows]
-    ax.plot(x, range(len(rows)), "o", color=INK, markersize=4.5, label=EXPERIMENTS[result["experiment"]].title)
+    ax.plot(x, range(len(rows)), "o", color=INK, markersize=4.5, label=title_of(result["experiment"]))
     ax.axvline(100 * result["goals"]["alone"] * own["clean"]["accuracy"], color=GREY, linewidth=0.8, dashes=(3, 2))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
     ax.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
