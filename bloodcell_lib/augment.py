@@ -30,7 +30,7 @@ class AugmentConfig:
     saturation: factors from 1 - x to 1 + x. hue: share of a full turn, to either side. blur: largest sigma of a
     Gaussian in pixels, from 0. turns: by 0 to 3 quarters, each as likely, which with flips makes the eight
     symmetries of the square. stain: the densities of haematoxylin and eosin, each times a factor from 1 - x to 1 + x
-    (Tellez et al. 2018).
+    (Tellez et al. 2018). tint: each colour channel times a factor of its own, as another white balance does.
     """
 
     flips: bool = True
@@ -44,6 +44,7 @@ class AugmentConfig:
     blur: float = 0.0
     stain: float = 0.0
     turns: bool = False
+    tint: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -94,6 +95,9 @@ class Augment:
             x = affine(x, angle, scale, shift, flip_x, flip_y)
         if c.stain:
             x = scale_stains(x, uniform(1 - c.stain, 1 + c.stain), uniform(1 - c.stain, 1 + c.stain))
+        if c.tint:
+            gains = torch.stack([uniform(1 - c.tint, 1 + c.tint) for _ in range(3)], 1)  # (B, 3)
+            x = (x * gains[:, :, None, None]).clamp_(0, 1)
         if c.colours:
             x = recolour(x, brightness, contrast, saturation, hue)
         if c.blur:

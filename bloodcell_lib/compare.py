@@ -20,9 +20,10 @@ from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
-ALONE = ("cv", "cv_pair", "cv_clean", "unknown", "best_cv")  # groups of rows that are no rivals of the main model
-BEYOND = ("labels", "robustness", "speed", "lever", "best", "best_parts")  # groups beyond the reference's study
-BASES = {"lever": "aug_flips", "best_parts": "best"}  # what a group is compared with, where it is not the main model
+ALONE = ("cv", "cv_pair", "cv_clean", "cv_short", "unknown", "best_cv")  # groups of rows that are no rivals of the main model
+BEYOND = ("speed", "lever", "best", "robustness", "labels", "part")  # groups beyond the reference's study
+# What a group is compared with, where it is not the main model.
+BASES = {"lever": "aug_flips", **dict.fromkeys(("robustness", "labels", "part"), "best_short")}
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
