@@ -17,6 +17,7 @@ from bloodcell_lib.compare import title_of
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
+NAMED = 3  # rivals that a sentence names, at most
 
 
 def answer(question: str, found: dict[str, Analysis]) -> str:
@@ -139,10 +140,20 @@ def travel(result: Analysis) -> str:
     """What is left at other sites, simulated, and whether that is enough."""
     told = sites(result, result["experiment"])
     rivals = {name: row for name, row in result["experiments"].items() if name != result["experiment"]}
-    if rivals:
-        best = max(rivals, key=lambda name: rivals[name]["sites"]["all"]["accuracy"])
-        told += f" Best of those beside it is {_title(best)}: {100 * rivals[best]['sites']['all']['accuracy']:.1f} %."
-    return told
+    if not rivals:
+        return told
+    order = sorted(rivals, key=lambda name: -rivals[name]["sites"]["all"]["accuracy"])
+    named = [
+        f"{_title(name)} {100 * rivals[name]['sites']['all']['accuracy']:.1f} % "
+        f"({rivals[name]['difference']['points']:+.1f} points as it is)"
+        for name in order[:NAMED]
+    ]
+    rows = result["experiments"].values()
+    enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
+    return (
+        f"{told} Of those beside it, {'; '.join(named)}. {enough or 'None'} of all {len(rows)} "
+        f"keep{'s' * (enough < 2)} {100 * result['goals']['together']:g} in a hundred."
+    )
 
 
 def sites(result: Analysis, experiment: str) -> str:

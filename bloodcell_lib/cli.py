@@ -149,8 +149,8 @@ def study(
     experiments: Annotated[
         str,
         typer.Option(
-            help="Names or groups: study, all, extra, cv, cv_pair, cv_clean, best_cv, best_parts, labels, lever, "
-            "robustness, speed, unknown."
+            help="Names or groups: study, all, extra, cv, speed, unknown, lever, best, best_cv, robustness, "
+            "labels, part, cv_short, cv_pair, cv_clean."
         ),
     ] = "",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's, of which `cv` takes one.")] = "",

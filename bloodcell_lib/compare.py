@@ -15,15 +15,21 @@ from statsmodels.stats.multitest import multipletests
 from bloodcell_lib import models
 from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.plans import EXPERIMENTS
+from bloodcell_lib.plans import BASES, EXPERIMENTS, TRIED
 from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
-ALONE = ("cv", "cv_pair", "cv_clean", "cv_short", "unknown", "best_cv")  # groups of rows that are no rivals of the main model
-BEYOND = ("speed", "lever", "best", "robustness", "labels", "part")  # groups beyond the reference's study
-# What a group is compared with, where it is not the main model.
-BASES = {"lever": "aug_flips", **dict.fromkeys(("robustness", "labels", "part"), "best_short")}
+ALONE = (
+    "cv",
+    "cv_pair",
+    "cv_clean",
+    "cv_short",
+    "unknown",
+    "best_cv",
+)  # groups of rows that are no rivals of the main model
+FURTHER = ("speed", "lever", "best")  # groups of changes to the main recipe that the reference's study does not have
+BEYOND = (*FURTHER, *TRIED)
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
@@ -100,11 +106,11 @@ def study_table(
     title, group, profile, course (whether on the course's images), seeds, images (of one validation set), parameters,
     macs. Fractions: mean and std over seeds of the final epoch's accuracy (ddof 1, nan for one seed), mean_low and
     mean_high (bootstrap over seeds and images), best_epoch_mean. In points: difference to `reference`, or to what
-    `BASES` names for the group, with low and high, on common_seeds. p: exact McNemar; p_holm: the same corrected over a
-    family, which is the reference's study with the rows that mirror it, or one group beyond it. `difference` says how
-    far to trust which. The folds of the cross-validation, and networks that a class was kept from, are not compared.
-    nan where nothing is shared with the reference, or where it is absent. Raises BloodcellError for two records of one
-    experiment and seed.
+    `plans.BASES` names for the group, with low and high, on common_seeds. p: exact McNemar; p_holm: the same corrected
+    over a family, which is the reference's study with the rows that mirror it, or one group beyond it. `difference`
+    says how far to trust which. The folds of the cross-validation, and networks that a class was kept from, are not
+    compared. nan where nothing is shared with the reference, or where it is absent. Raises BloodcellError for two
+    records of one experiment and seed.
     """
     runs = _by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}

@@ -40,6 +40,10 @@ ASKED = {
     "labels": "Are the labels right?",
     "finer": "Finer types.",
 }
+OTHERS = {
+    "best": "The same of the best recipe:",
+    "best_short": "Of the best recipe, short, and of what is tried on it:",
+}
 WEIGHTS = paths.ROOT / "bloodcell_lib" / "weights"  # those of the repository, whatever `paths.WEIGHTS` names
 BUILT = {
     "deep_efficientnet": "MBConv blocks, with squeeze-and-excitation in the last two stages",
@@ -186,13 +190,14 @@ def trust(study: Study) -> str:
         return "No analysis is published yet: `bloodcell trust` makes them."
     told = {title: answers.answer(key, study.analyses) for key, title in ASKED.items()}
     lines = [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
-    better = analysis.of_experiment(study.analyses, "best")
-    told = {title: answers.answer(key, better) for key, title in ASKED.items() if answers.QUESTIONS[key][0] in better}
-    if far := elsewhere(study, "best"):
-        told[ASKED["travel"]] = far
-    if told:
-        lines += ["", "The same of the best recipe:", ""]
-        lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
+    for name, words in OTHERS.items():
+        found = analysis.of_experiment(study.analyses, name)
+        told = {title: answers.answer(key, found) for key, title in ASKED.items() if answers.QUESTIONS[key][0] in found}
+        if far := "travel" not in found and elsewhere(study, name):
+            told[ASKED["travel"]] = far
+        if told:
+            lines += ["", words, ""]
+            lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
     return "\n".join(lines)
 
 

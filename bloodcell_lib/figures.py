@@ -17,14 +17,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bloodcell_lib import evaluate, evidence, explained, limits, paths
 from bloodcell_lib.cells import COLOURS, TITLES
-from bloodcell_lib.compare import BEYOND, study_table
+from bloodcell_lib.compare import FURTHER, study_table
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.diagram import draw_network
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.forest import CLAIM_MARK, GROUP_COLOURS, ablations, beyond, table_note
+from bloodcell_lib.forest import CLAIM_MARK, GROUP_COLOURS, ablations, beyond, parts, table_note
 from bloodcell_lib.gallery import class_distribution, manifest_cells, sample_sheet, synthetic_cells
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.plans import PROFILES
+from bloodcell_lib.plans import PROFILES, TRIED
 from bloodcell_lib.records import Record
 from bloodcell_lib.reference import CLAIMS
 from bloodcell_lib.style import FOOT, GREY, INK, WIDTH, Page, canvas, save, styled
@@ -212,7 +212,11 @@ def draw_all(
         "architecture": lambda: architecture(ModelConfig(**plan["model"]), plan["pixels"]),
         "training_curves": lambda: training_curves(records),
         "ablations": lambda: ablations(table),
-        **({"beyond": lambda: beyond(table)} if table["group"].isin(BEYOND).any() else {}),
+        **{
+            name: functools.partial(draw, table)
+            for name, draw, groups in (("beyond", beyond, FURTHER), ("parts", parts, TRIED))
+            if table["group"].isin(groups).any()
+        },
         "model_comparison": lambda: model_comparison(table),
         "confusion_matrix": lambda: confusion_matrix(records),
         "per_class_f1": lambda: per_class_f1(records),

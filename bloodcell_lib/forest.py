@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bloodcell_lib.compare import BEYOND
+from bloodcell_lib.compare import FURTHER, title_of
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.plans import BASES, TRIED
 from bloodcell_lib.reference import CLAIMS
 from bloodcell_lib.style import GREY, INK, canvas, styled
 
@@ -27,7 +28,7 @@ GROUP_COLOURS = {
     "speed": "#D55E00",
     "lever": "#AA3377",
     "best": INK,
-    "best_parts": "#E69F00",
+    "part": "#E69F00",
 }
 CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
 ABLATED = ("attention", "regularisation", "schedule", "augmentation")
@@ -51,16 +52,28 @@ def ablations(table: pd.DataFrame) -> Figure:
 
 @styled
 def beyond(table: pd.DataFrame) -> Figure:
-    """The same of each row that the reference's study does not have; `compare.BASES` says what it is set against.
+    """The same of each row that the reference's study does not have, but for those of `parts`.
 
     table: of `compare.study_table`. Raises BloodcellError if it compares no such row.
     """
-    groups = [_compared(table[table["group"] == group]).sort_values("difference") for group in BEYOND]
+    levers = " (levers: to flips alone)" if (table["group"] == "lever").any() else ""
+    return _further(table, FURTHER, f"the main model{levers}")
+
+
+@styled
+def parts(table: pd.DataFrame) -> Figure:
+    """The same of each row that changes one thing in the best recipe, all of them short.
+
+    table: of `compare.study_table`. Raises BloodcellError if it compares no such row.
+    """
+    return _further(table, TRIED, title_of(BASES[TRIED[0]]).lower())
+
+
+def _further(table: pd.DataFrame, names: Sequence[str], base: str) -> Figure:
+    groups = [_compared(table[table["group"] == group]).sort_values("difference") for group in names]
     if all(rows.empty for rows in groups):
         raise BloodcellError("Nothing beyond the reference's study shares seeds and images with what it changes.")
-    others = {"lever": "levers: to flips alone", "best_parts": "no, with: to the best"}
-    told = "; ".join(words for group, words in others.items() if len(groups[BEYOND.index(group)]))
-    return _forest(groups, f"difference to the main model{f' ({told})' if told else ''}, points of accuracy")
+    return _forest(groups, f"difference to {base}, points of accuracy")
 
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:

@@ -89,26 +89,27 @@ def wrong_interval(labels: np.ndarray, probabilities: np.ndarray, resamples: int
 def cleaned(subject: Subject) -> dict[str, Any] | None:
     """The five folds trained without the suspects among their training images, against the five as they are.
 
-    Paired on the same held-out images, whose labels stay as given; None for another recipe than `main`, and until both
-    are recorded with a common seed (`bloodcell study --experiments cv,cv_pair`, then `cv_clean`). accuracy and interval
-    as fractions; the difference, without less with, in points (see `compare.difference`). `experiments.suspected` says
-    what bias remains.
+    Paired on the same held-out images, whose labels stay as given; None for another recipe than `best_short`, and until
+    both are recorded with a common seed (`bloodcell study --experiments best_short,cv_short,cv_pair`, then `cv_clean`).
+    accuracy and interval as fractions; the difference, without less with, in points (see `compare.difference`).
+    `experiments.suspected` says what bias remains.
     """
-    if subject.experiment != "main":
+    if not plans.same_recipe("cv_clean0", subject.experiment):
         return None
-    frames = {kind: out_of_fold([subject.of(f"{kind}{k}") for k in range(5)]) for kind in ("cv_fold", "cv_clean")}
-    seeds = [seed for seed in frames["cv_fold"].columns if seed in frames["cv_clean"].columns]
+    parts = {"with": plans.FOLDS[subject.experiment], "without": [f"cv_clean{k}" for k in range(5)]}
+    frames = {key: out_of_fold([subject.of(name) for name in names]) for key, names in parts.items()}
+    seeds = [seed for seed in frames["with"].columns if seed in frames["without"].columns]
     if not seeds:
         return None
     runs = [record for k in range(5) for record in subject.of(f"cv_clean{k}") if record.seed in seeds]
     found: dict[str, Any] = {
         "seeds": seeds,
-        "images": len(frames["cv_fold"]),
+        "images": len(frames["with"]),
         "left_out": [record.info["data"]["left_out"] for record in runs],
     }
-    for key, kind in (("with", "cv_fold"), ("without", "cv_clean")):
-        frame = frames[kind][seeds]
+    for key in parts:
+        frame = frames[key][seeds]
         share = float((frame.to_numpy() == frame.index.get_level_values("label").to_numpy()[:, None]).mean())
         low, high = wilson(share * len(frame), len(frame))
         found[key] = {"accuracy": share, "low": low, "high": high}
-    return found | {"difference": difference(frames["cv_clean"], frames["cv_fold"])._asdict()}
+    return found | {"difference": difference(frames["without"], frames["with"])._asdict()}

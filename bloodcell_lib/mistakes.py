@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "finer": by_finer_type(names, labels, given.argmax(1)),
         "surest": listed(names, labels, given, surest_mistakes(labels, given)),
         "least_sure": listed(names, labels, given, np.argsort(given.max(1), kind="stable")),
-        **({"finer_labels": taught_finer(subject)} if same_recipe(subject.experiment) else {}),
+        **({"finer_labels": taught_finer(subject)} if plans.same_recipe("finer_labels", subject.experiment) else {}),
         "map": {
             "run": f"{record.experiment}/seed{record.seed}",
             **feature_map(subject.network(record), held_out, most),
@@ -90,13 +89,6 @@ def listed(names: list[str], labels: np.ndarray, given: np.ndarray, order: np.nd
         }
         for i in order[:LISTED]
     ]
-
-
-def same_recipe(experiment: str) -> bool:
-    """Whether `finer_labels` changes no more of an experiment than its labels."""
-    rows = [plans.EXPERIMENTS.get(name) for name in ("finer_labels", experiment)]
-    recipes = [row and (replace(row.model, finer=False), row.train, row.augment, row.length) for row in rows]
-    return recipes[0] == recipes[1]
 
 
 def taught_finer(subject: Subject) -> list[dict[str, Any]] | None:

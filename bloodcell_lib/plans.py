@@ -218,6 +218,8 @@ FOLDS = {
     "best": ("best", *(f"best_fold{k}" for k in range(1, 5))),
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
+TRIED = ("robustness", "labels", "part")  # groups of what is tried on the best recipe
+BASES = {"lever": "aug_flips", **dict.fromkeys(TRIED, "best_short")}  # what a group changes, where it is not main
 GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))
 
 
@@ -233,3 +235,19 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise BloodcellError(f"Unknown profile '{name}': choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]
+
+
+def variants(experiment: str, *groups: str) -> list[str]:
+    """The rows of these groups that change one thing in `experiment`."""
+    return [
+        name
+        for name, row in EXPERIMENTS.items()
+        if row.group in groups and BASES.get(row.group, "main") == experiment != name
+    ]
+
+
+def same_recipe(first: str, second: str) -> bool:
+    """Whether two experiments differ in no more than the images that they are given and how finely those are named."""
+    rows = [EXPERIMENTS.get(name) for name in (first, second)]
+    recipes = [row and (replace(row.model, finer=False), row.train, row.augment, row.length) for row in rows]
+    return recipes[0] == recipes[1]

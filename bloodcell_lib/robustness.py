@@ -13,8 +13,6 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
 
 BASELINES = ("resnet18", "resnet18_full")  # the first that is recorded stands for 1 in the mean corruption error
-# Beside the main recipe: remedies against other microscopes and stains, which change it, and the best one.
-RIVALS = ("group_norm", "stain_jitter", "grey_world", "best")
 DEMO_SEVERITIES, DEMO_IMAGES = (1, 3, 5), 96
 
 
@@ -46,8 +44,9 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 
 def rivals(experiment: str) -> tuple[str, ...]:
-    """The experiments that are set beside another one."""
-    return RIVALS if experiment == "main" else ("main",)
+    """What is set beside an experiment: remedies that change it, else the best recipe beside main, else main."""
+    remedies = plans.variants(experiment, "robustness")
+    return tuple(remedies) or (("best",) if experiment == "main" else ("main",))
 
 
 def spread(cells: CellImages, most: int) -> CellImages:

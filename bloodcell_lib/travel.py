@@ -58,7 +58,7 @@ SITES = {
 
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """Accuracy at every site of the experiment's networks, of its rivals' and of the levers'.
+    """Accuracy at every site of the experiment's networks, of its rivals' and of other augmentations of it.
 
     images: how many; sites: their titles; `experiments` holds `judged` of each that is recorded. A demo is bounded to
     `DEMO_IMAGES` images. Raises BloodcellError where the subject has no folder of photographs.
@@ -66,16 +66,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     photographs = subject.photographs(subject.held_out(subject.records[0]))
     if plans.profile(subject.profile).disposable:
         photographs = spread(photographs, DEMO_IMAGES)
-    levers = [name for name, row in plans.EXPERIMENTS.items() if row.group == "lever"]
-    right: dict[str, dict[str, np.ndarray]] = {}
-    for name in dict.fromkeys((subject.experiment, *rivals(subject.experiment), *levers)):
-        records = [r for r in subject.of(name) if r.info["config"]["part"] == subject.records[0].info["config"]["part"]]
-        if records:
-            config, networks = records[0].info["config"], [subject.network(record) for record in records]
-            right[name] = {
-                key: np.stack([hits(network, photographs, site, config) for network in networks])
-                for key, site in {"clean": Site("As it is"), **SITES}.items()
-            }
+    right = hits(subject, photographs)
     return {
         "images": len(photographs),
         "experiment": subject.experiment,
@@ -85,10 +76,33 @@ def analyse(subject: Subject) -> dict[str, Any]:
     }
 
 
-def hits(network: torch.nn.Module, photographs: CellImages, site: Site, config: dict[str, Any]) -> np.ndarray:
-    """Which photographs a network names rightly at a site, bool (n,); config: of its record."""
-    seen = visit(photographs.images, site, config["pixels"], config["crop"])
-    return (logits(network, seen).argmax(1) == photographs.labels).numpy()
+def beside(experiment: str) -> list[str]:
+    """What is set beside an experiment: its rivals, and those of its variants that were shown other pictures."""
+    rows = plans.EXPERIMENTS
+    others = [name for name in plans.variants(experiment, "part") if rows[name].augment != rows[experiment].augment]
+    return [*rivals(experiment), *others]
+
+
+def hits(subject: Subject, photographs: CellImages) -> dict[str, dict[str, np.ndarray]]:
+    """Which photographs each experiment's networks name rightly, bool (seeds, n), as they are and at every site.
+
+    Experiments that are not recorded, or were held other images out of, are left out.
+    """
+    part, networks = subject.records[0].info["config"]["part"], {}
+    for name in dict.fromkeys((subject.experiment, *beside(subject.experiment))):
+        records = [record for record in subject.of(name) if record.info["config"]["part"] == part]
+        if records:
+            config = records[0].info["config"]
+            networks[name] = config["pixels"], config["crop"], [subject.network(record) for record in records]
+    right: dict[str, dict[str, np.ndarray]] = {name: {} for name in networks}
+    for key, site in {"clean": Site("As it is"), **SITES}.items():
+        visited: dict[tuple[int, int | None], Tensor] = {}  # for all that see a photograph alike
+        for name, (pixels, crop, group) in networks.items():
+            if (pixels, crop) not in visited:
+                visited[pixels, crop] = visit(photographs.images, site, pixels, crop)
+            said = [logits(network, visited[pixels, crop]).argmax(1) for network in group]
+            right[name][key] = np.stack([(one == photographs.labels).numpy() for one in said])
+    return right
 
 
 def judged(own: dict[str, np.ndarray], first: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ where it is of two seeds or more: the interval of one seed knows nothing of anot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from bloodcell_lib.compare import AGREES, BASES, BEYOND, DIFFERS, difference, of_study, out_of_fold
+from bloodcell_lib.compare import AGREES, BEYOND, DIFFERS, difference, of_study, out_of_fold
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import EXTRA, FOLDS, STUDY
+from bloodcell_lib.plans import BASES, EXTRA, FOLDS, STUDY
 from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"
@@ -59,11 +59,16 @@ def _moved(first: str, rows: Sequence[dict]) -> str:
     return f"{first}, {len(moved)} differ{'s' * (len(moved) == 1)} from it in accuracy{more}: {join(told)}."
 
 
-def beyond(study: Study) -> str:
+def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
     """What the rows that the reference's study does not have do to accuracy; of one seed, that they are no result."""
-    found = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES and row["common_seeds"]]
+    rows = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES & set(groups)]
+    found = [row for row in rows if row["common_seeds"]]
     told = []
-    for base, what in (("main", "the main recipe"), ("aug_flips", "flips alone"), ("best", "the best recipe")):
+    for base, what in (
+        ("main", "the main recipe"),
+        ("aug_flips", "flips alone"),
+        ("best_short", "the best recipe, short"),
+    ):
         rows = [row for row in found if BASES.get(row["group"], "main") == base]
         judged = [row for row in rows if row["common_seeds"] >= JUDGED]
         screened = [row for row in rows if row["common_seeds"] < JUDGED]

@@ -155,6 +155,17 @@ def test_stain_jitter_scales_two_stains_and_leaves_what_was_drawn_before():
     torch.testing.assert_close(ratio[:, 2], torch.ones(64), atol=1e-2, rtol=0)
     # A batch's other parameters, and the next batch's, are those of a run that knows no stain.
     generators = [torch.Generator().manual_seed(6) for _ in range(2)]
-    for config, generator in zip((AugmentConfig(), AugmentConfig(stain=0.0)), generators):
+    for config, generator in zip((AugmentConfig(), AugmentConfig(stain=0.0, tint=0.0)), generators):
         Augment(config)(batch, generator)
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+def test_a_tint_scales_each_channel_of_each_image_by_its_own_factor():
+    batch = torch.randint(20, 200, (64, 3, 8, 8), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    gains = Augment(replace(NONE, tint=0.2))(batch, torch.Generator().manual_seed(5)) / (batch / 255)
+    torch.testing.assert_close(gains.amin((2, 3)), gains.amax((2, 3)))  # nowhere else but in the channel
+    gains = gains.mean((2, 3))
+    assert 0.8 <= gains.min() < 0.82 and 1.18 < gains.max() <= 1.2
+    assert torch.corrcoef(gains.T).triu(1).abs().max() < 0.4
+    light = Augment(replace(NONE, tint=0.2))(torch.full_like(batch, 255), torch.Generator().manual_seed(5))
+    assert light.max() == 1

@@ -73,17 +73,15 @@ def test_the_study_has_its_sixteen_rows_in_order():
     ]
     folds = [f"cv_fold{k}" for k in range(5)]
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
-    extra += ["growing_images", "finer_labels"]
-    remedies = ["group_norm", "stain_jitter", "grey_world"]
-    levers = [name for name, row in EXPERIMENTS.items() if row.group == "lever"]
-    assert len(levers) == 20 and all(name.startswith("with_") for name in levers)
-    best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5))]
-    less = [name for name, row in EXPERIMENTS.items() if row.group == "best_parts"]
-    assert len(less) == 6 and all(name.startswith("best_") for name in less)
-    pairs = [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
-    cleaning = [*pairs, *(f"cv_clean{k}" for k in range(5))]
-    without = [f"without_{name}" for name in NAMES]
-    assert list(EXPERIMENTS) == [*STUDY, *extra, *remedies, *without, *levers, *best, *less, *cleaning]
+    extra += ["growing_images", *(f"without_{name}" for name in NAMES), "with_turns", "with_slim_resnet"]
+    best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_short"]
+    tried = ["group_norm", "stain_jitter", "grey_world", "finer_labels"]
+    parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
+    assert len(parts) == 22 and all(name.startswith("short_") for name in parts)
+    cleaning = [f"short_fold{k}" for k in range(1, 5)]
+    cleaning += [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
+    cleaning += [f"cv_clean{k}" for k in range(5)]
+    assert list(EXPERIMENTS) == [*STUDY, *extra, *best, *tried, *parts, *cleaning]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
 
@@ -102,25 +100,65 @@ def test_each_ablation_changes_only_its_own_setting():
     assert differs("aug_none") == everything
     assert differs("aug_flips") == everything - {"flips"}
     assert differs("aug_flips_rotation") == everything - {"flips", "rotation"}
-    assert [differs(name) for name in ("group_norm", "stain_jitter", "grey_world")] == [
-        {"norm"},
-        {"stain"},
-        {"grey_world"},
-    ]
     for name in ("best_final", "best_fold1"):
         assert differs(name, "best") == set() and EXPERIMENTS[name].length == EXPERIMENTS["best"].length
     assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
+    assert differs("best_short", "best") == set() and EXPERIMENTS["best_short"].length == plans.SHORT
     colours = {"brightness", "contrast", "saturation", "hue"}
-    assert {name: differs(name, "best") for name, row in EXPERIMENTS.items() if row.group == "best_parts"} == {
-        "best_no_slim": {"name"},
-        "best_no_turns": {"turns"},
-        "best_no_length": set(),
-        "best_scale": {"scale"},
-        "best_colour": colours,
-        "best_average": {"average"},
+    wanted = {
+        "group_norm": {"norm"},
+        "stain_jitter": {"stain"},
+        "grey_world": {"grey_world"},
+        "finer_labels": {"finer"},
+        "short_main_network": {"name"},
+        "short_broad": {"name"},
+        "short_broad_kernel": {"name", "kernel"},
+        "short_no_turns": {"turns"},
+        "short_free_rotation": {"rotation"},
+        "short_scale": {"scale"},
+        "short_wide_scale": {"scale"},
+        "short_colour": colours,
+        "short_stain": {"stain"},
+        "short_tint": {"tint"},
+        "short_sites": {"scale", "stain", "tint", "blur"},
+        "short_mixup": {"mixup"},
+        "short_cutmix": {"cutmix"},
+        "short_average": {"average"},
+        "short_warm": {"learning_rate", "warmup", "weight_decay"},
+        "short_sharpness": {"sharpness"},
+        "short_small_batch": {"batch_size"},
+        "short_growing": {"start_size"},
     }
+    assert {name: differs(name, "best_short") for name in wanted} == wanted
+    # The rest change what is seen, or for how long, and nothing else.
+    base, views = EXPERIMENTS["best_short"], {}
+    for name in plans.variants("best_short", *plans.TRIED):
+        row = EXPERIMENTS[name]
+        if views_changed := {
+            key for key in ("crop", "size", "length", "part") if getattr(row, key) != getattr(base, key)
+        }:
+            assert name not in wanted and not differs(name, "best_short")
+            views[name] = views_changed
+    assert views == {
+        "short_longer": {"length"},
+        "short_close": {"crop"},
+        "short_wide": {"crop"},
+        "short_large": {"size"},
+    }
+    for k in range(1, 5):
+        assert plans.same_recipe(f"cv_clean{k}", f"short_fold{k}") and plans.same_recipe("cv_pair01", "best_short")
+    assert plans.same_recipe("finer_labels", "best_short") and plans.same_recipe("cv_fold0", "main")
+    assert not plans.same_recipe("best", "best_short") and not plans.same_recipe("group_norm", "best_short")
+    assert not plans.same_recipe("main", "main+epochs=1")
     assert differs("without_ig") == set() and EXPERIMENTS["without_ig"].epochs == 8
     assert differs("final") == set() and STUDY["final"].part == "all"
+
+
+def test_variants_are_what_an_experiment_is_the_base_of():
+    assert plans.variants("best_short", "robustness") == ["group_norm", "stain_jitter", "grey_world"]
+    assert plans.variants("aug_flips", "lever", "part") == ["with_turns", "with_slim_resnet"]
+    assert plans.variants("main", "robustness", "part") == plans.variants("main+epochs=1", "part") == []
+    assert "main" not in plans.variants("main", "main", "baseline", "attention")
 
 
 @pytest.mark.parametrize("name", [*STUDY, "as_described", "finer_labels", "group_norm", "stain_jitter", "grey_world"])

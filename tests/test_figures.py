@@ -17,10 +17,10 @@ from bloodcell_lib.cells import CELL_TYPES, TITLES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.plans import EXPERIMENTS
+from bloodcell_lib.plans import EXPERIMENTS, TRIED
 from bloodcell_lib.records import load_records
 
-RECORDED = ("training_curves", "ablations", "beyond", "model_comparison", "confusion_matrix", "per_class_f1")
+RECORDED = ("training_curves", "ablations", "beyond", "parts", "model_comparison", "confusion_matrix", "per_class_f1")
 EVERY = ("class_distribution", "sample_sheet", "architecture", *RECORDED)
 NETWORKS = [
     ModelConfig(),
@@ -66,7 +66,7 @@ def cells():
 
 
 def drawn(name, records, cells, config=NETWORKS[0], pixels=224):
-    if name in ("ablations", "beyond", "model_comparison"):
+    if name in ("ablations", "beyond", "parts", "model_comparison"):
         return getattr(figures, name)(compare.study_table(records, resamples=500))
     if name == "architecture":
         return figures.architecture(config, pixels)
@@ -111,7 +111,7 @@ def test_no_text_is_cut_or_covered(name, study, cells):
     check_layout(drawn(name, study, cells))
 
 
-@pytest.mark.parametrize("name", [name for name in RECORDED if name != "beyond"])
+@pytest.mark.parametrize("name", [name for name in RECORDED if name not in ("beyond", "parts")])
 def test_the_same_for_part_of_a_study(name, small, cells):
     check_layout(drawn(name, small, cells))
 
@@ -182,7 +182,7 @@ def test_figures_without_main(tmp_path, cells):
     records = records_of(tmp_path, ["no_se", "resnet18_full"], (0, 1), images=64)
     with pytest.warns(UserWarning, match="ablations was left out"):
         written = figures.draw_all(records, records, {}, cells, tmp_path / "figures")
-    assert set(written) == set(EVERY) - {"ablations", "beyond"}
+    assert set(written) == set(EVERY) - {"ablations", "beyond", "parts"}
 
 
 def test_style_leaves_the_users_settings_alone(study):
@@ -303,16 +303,21 @@ def test_ablations_show_the_table(study, small):
 
 def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
     table = compare.study_table(study, resamples=500)
-    (ax,) = figures.beyond(table).axes
-    rows = table[table["group"].isin(compare.BEYOND)]
-    shown = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
-    assert sorted(shown) == sorted(rows["difference"]) and len(shown) == len(rows) > 20
-    assert "levers: to flips alone" in ax.get_xlabel()
-    assert "no, with: to the best" in ax.get_xlabel()
-    without = figures.beyond(table[~table["group"].isin(["lever", "best_parts"])]).axes[0]
+    tried = table["group"].isin(TRIED)
+    for draw, rows in (
+        (figures.beyond, table[table["group"].isin(compare.BEYOND) & ~tried]),
+        (figures.parts, table[tried]),
+    ):
+        (ax,) = draw(table).axes
+        dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+        assert sorted(float(dot.get_xdata()[0]) for dot in dots) == sorted(rows["difference"].dropna())
+        assert len(dots) >= 4
+        with pytest.raises(BloodcellError, match="Nothing beyond the reference's study"):
+            draw(compare.study_table(small, resamples=500))
+    assert "levers: to flips alone" in figures.beyond(table).axes[0].get_xlabel()
+    assert figures.parts(table).axes[0].get_xlabel() == "difference to best recipe, short, points of accuracy"
+    without = figures.beyond(table[table["group"] != "lever"]).axes[0]
     assert without.get_xlabel() == "difference to the main model, points of accuracy"
-    with pytest.raises(BloodcellError, match="Nothing beyond the reference's study"):
-        figures.beyond(compare.study_table(small, resamples=500))
 
 
 def test_model_comparison_shows_both_budgets(study):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small_runs import FOLDS, trained
+from small_runs import trained
 
-from bloodcell_lib import analysis, mistakes, models
+from bloodcell_lib import analysis, mistakes, models, plans
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.models import ModelConfig
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    with trained(tmp_path_factory.mktemp("mistakes"), [("main", 0), ("finer_labels", 0), *FOLDS]) as subject:
-        yield subject
+    runs = [(name, 0) for name in (*plans.FOLDS["best_short"], "finer_labels", "cv_fold0")]
+    with trained(tmp_path_factory.mktemp("mistakes"), runs) as subject:
+        yield replace(subject, experiment="best_short")
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +77,11 @@ def test_a_map_is_bounded_and_the_same_again(subject):
 def test_what_finer_labels_change_is_paired(subject, result):
     rows = result["finer_labels"]
     assert (
-        rows[0]["images"] == len(subject.of("main")[0].validation().labels)
+        rows[0]["images"] == len(subject.of("best_short")[0].validation().labels)
         and rows[0]["finer"] == ""
         and rows[0]["seeds"] == 1
     )
-    ours, theirs = (subject.of(name)[0].validation() for name in ("finer_labels", "main"))
+    ours, theirs = (subject.of(name)[0].validation() for name in ("finer_labels", "best_short"))
     change = 100 * ((ours.predicted == ours.labels).mean() - (theirs.predicted == theirs.labels).mean())
     assert np.isclose(rows[0]["mean"], change)
     assert {row["class"] for row in rows[1:]} <= {"Immature granulocyte", "Neutrophil"}

@@ -13,10 +13,10 @@ import pytest
 from fake_records import write_records
 
 from bloodcell_lib import figures, latex, paths, report, sentences, verdicts
-from bloodcell_lib.compare import COLUMNS
+from bloodcell_lib.compare import COLUMNS, FURTHER
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import PUBLISHED, Study
-from bloodcell_lib.plans import EXPERIMENTS, FOLDS, STUDY
+from bloodcell_lib.plans import EXPERIMENTS, FOLDS, STUDY, TRIED
 from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 
@@ -258,12 +258,14 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         "Of 1 change to the main recipe beyond the reference's own, none differs from it in accuracy. With one seed, "
         "which screens and proves nothing, 1 change to flips alone lies at $+$0.50 points, flips and quarter turns."
     )
-    names = [name for name, row in EXPERIMENTS.items() if row.group == "lever"][:5]
+    names = [name for name, row in EXPERIMENTS.items() if row.group == "part"][:5]
     many = {
-        name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "lever"} for k, name in enumerate(names, 1)
+        name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "part"} for k, name in enumerate(names, 1)
     }
     told = verdicts.beyond(with_rows(**many))
-    assert told.startswith("Of 5 changes to flips alone, 5 differ") and told.count("points") == verdicts.NAMED
+    assert told == verdicts.beyond(with_rows(**rows, **many), TRIED)
+    assert "l5" in told and "l5" not in verdicts.beyond(with_rows(**rows, **many), FURTHER)
+    assert told.startswith("Of 5 changes to the best recipe, short, 5 differ") and told.count("points") == verdicts.NAMED
     assert "5 differ from it in accuracy, most of all: l5 ($+$5.00" in told
     for row in many.values():
         row["common_seeds"] = 1

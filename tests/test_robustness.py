@@ -14,15 +14,15 @@ from bloodcell_lib.corrupt import CORRUPTIONS
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    runs = [("main", 0), ("main", 1), ("resnet18", 0), ("group_norm", 0)]
+    runs = [("best_short", 0), ("best_short", 1), ("resnet18", 0), ("group_norm", 0), ("main", 0)]
     with small_runs.trained(tmp_path_factory.mktemp("robustness"), runs) as subject:
-        yield subject
+        yield replace(subject, experiment="best_short")
 
 
 @pytest.fixture(scope="module")
 def result(subject):
     path = analysis.record_analysis("robustness", subject, robustness.analyse)
-    return analysis.load_analyses(path.parent.parent)["robustness"]["result"]
+    return analysis.load_analyses(path.parent.parent)["robustness_best_short"]["result"]
 
 
 def test_an_analysis_says_what_was_done(subject, result):
@@ -30,12 +30,12 @@ def test_an_analysis_says_what_was_done(subject, result):
     assert result["images"] == len(subject.held_out(subject.records[0]))
     assert list(result["corruptions"]) == list(CORRUPTIONS)
     assert result["corruptions"]["rotation"] == {"title": "Rotation", "unit": "degrees", "levels": [15, 45, 90]}
-    assert list(result["experiments"]) == ["main", "resnet18", "group_norm"]
+    assert list(result["experiments"]) == ["best_short", "resnet18", "group_norm"]
     assert [found["seeds"] for found in result["experiments"].values()] == [2, 1, 1]
 
 
 def test_accuracies_lie_in_their_intervals_and_are_those_of_the_networks(subject, result):
-    own = result["experiments"]["main"]
+    own = result["experiments"]["best_short"]
     assert own["clean"]["by_seed"] == pytest.approx(
         [record.info["final_validation_accuracy"] for record in subject.records]
     )
@@ -57,12 +57,12 @@ def test_mean_error_and_differences_are_relative_to_the_baseline_and_the_first(r
         name: np.array([[1 - row["accuracy"] for row in rows] for rows in found[name]["corrupted"].values()])
         for name in found
     }
-    expected = (errors["main"].sum(1) / errors["resnet18"].sum(1)).mean()
-    assert found["main"]["mce"] == pytest.approx(expected)
-    assert found["main"]["difference"] == {"points": 0, "low": 0, "high": 0}
+    expected = (errors["best_short"].sum(1) / errors["resnet18"].sum(1)).mean()
+    assert found["best_short"]["mce"] == pytest.approx(expected)
+    assert found["best_short"]["difference"] == {"points": 0, "low": 0, "high": 0}
     for name in found:
         assert found[name]["mean"]["accuracy"] == pytest.approx(1 - errors[name].mean())
-    points = 100 * (errors["main"].mean() - errors["group_norm"].mean())
+    points = 100 * (errors["best_short"].mean() - errors["group_norm"].mean())
     change = found["group_norm"]["difference"]
     assert change["points"] == pytest.approx(points) and change["low"] <= points <= change["high"]
 
@@ -72,6 +72,11 @@ def test_without_a_baseline_there_is_no_relative_error(subject, monkeypatch):
     few = robustness.analyse(replace(subject, experiment="group_norm"))
     assert few["baseline"] is None and list(few["experiments"]) == ["group_norm", "main"]
     assert few["experiments"]["group_norm"]["mce"] is None
+
+
+def test_each_has_its_rivals():
+    assert robustness.rivals("best_short") == ("group_norm", "stain_jitter", "grey_world")
+    assert robustness.rivals("main") == ("best",) and robustness.rivals("best") == ("main",)
 
 
 def test_runs_that_held_out_other_images_are_left_out(subject, monkeypatch):
@@ -85,7 +90,7 @@ def test_runs_that_held_out_other_images_are_left_out(subject, monkeypatch):
         ],
     )
     found = robustness.hits(subject, subject.held_out(subject.records[0]), (1,))
-    assert list(found) == ["main", "resnet18"]
+    assert list(found) == ["best_short", "resnet18"]
 
 
 def test_a_study_takes_every_severity_a_demo_a_bounded_number_of_images(subject, monkeypatch):
@@ -96,7 +101,7 @@ def test_a_study_takes_every_severity_a_demo_a_bounded_number_of_images(subject,
         clean = {
             key: np.ones((1, len(cells)), bool) for key in ["clean", *((n, s) for n in CORRUPTIONS for s in severities)]
         }
-        return {"main": clean}
+        return {"best_short": clean}
 
     monkeypatch.setattr(robustness, "hits", hits)
     monkeypatch.setattr(robustness, "DEMO_IMAGES", 8)

@@ -16,15 +16,15 @@ from bloodcell_lib.travel import SITES, Site, visit
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    runs = [("main", 0), ("main", 1), ("grey_world", 0)]
+    runs = [("best_short", 0), ("best_short", 1), ("grey_world", 0), ("short_tint", 0), ("short_broad", 0)]
     with small_runs.trained(tmp_path_factory.mktemp("travel"), runs) as subject:
-        yield subject
+        yield replace(subject, experiment="best_short")
 
 
 @pytest.fixture(scope="module")
 def result(subject):
     path = analysis.record_analysis("travel", subject, travel.analyse)
-    return analysis.load_analyses(path.parent.parent)["travel"]["result"]
+    return analysis.load_analyses(path.parent.parent)["travel_best_short"]["result"]
 
 
 def disc(radius: float, side: int = 224) -> torch.Tensor:
@@ -85,8 +85,8 @@ def test_light_and_dyes_change_colours_and_nothing_else_moves():
 
 
 def test_every_site_is_judged_and_clean_is_nearly_the_runs_own(subject, result):
-    assert list(result["experiments"]) == ["main", "grey_world"]
-    own = result["experiments"]["main"]
+    assert list(result["experiments"]) == ["best_short", "grey_world", "short_tint"]
+    own = result["experiments"]["best_short"]
     assert (own["seeds"], list(own["sites"])) == (2, list(SITES))
     assert own["difference"] == {"points": 0, "low": 0, "high": 0}
     for row in own["sites"].values():
@@ -96,6 +96,13 @@ def test_every_site_is_judged_and_clean_is_nearly_the_runs_own(subject, result):
     # The same photographs, resized in one step more.
     finals = [record.info["final_validation_accuracy"] for record in subject.records]
     assert own["clean"]["by_seed"] == pytest.approx(finals, abs=0.16)
+
+
+def test_other_pictures_stand_beside_it_and_other_networks_do_not():
+    assert travel.beside("best_short")[:3] == ["group_norm", "stain_jitter", "grey_world"]
+    assert {"short_tint", "short_sites", "short_no_turns"} < set(travel.beside("best_short"))
+    assert not {"short_broad", "short_longer", "short_average"} & set(travel.beside("best_short"))
+    assert travel.beside("main") == ["best"]
 
 
 def test_photographs_are_those_of_the_images_held_out(subject):
@@ -110,7 +117,7 @@ def test_photographs_are_those_of_the_images_held_out(subject):
 def test_it_is_told_and_drawn(result, tmp_path):
     told = answers.answer("travel", {"travel": {"result": result}})
     assert "simulated sites" in told and "With all changes together" in told and "grey-world colours" in told
-    assert told.startswith(answers.sites(result, "main"))
+    assert told.startswith(answers.sites(result, "best_short"))
     rival = result["experiments"]["grey_world"]["sites"]["all"]["accuracy"]
     assert f"With all changes together {100 * rival:.1f} % are left" in answers.sites(result, "grey_world")
     figure = limits.travel_sites(result)
