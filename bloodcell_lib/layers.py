@@ -1,7 +1,7 @@
 """Parts of the networks: norms, squeeze-and-excitation, stochastic depth, the standardisation of what comes in.
 
 Group norm follows Wu and He 2018, squeeze-and-excitation Hu et al. 2018, stochastic depth Huang et al. 2016, the grey
-world Buchsbaum 1980.
+world Buchsbaum 1980, the white point Land and McCann 1971.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Channels of one group. Wu and He 2018 find 8 and 16 about as good as their own 32 groups (table 3); 8 divides every
 # width here.
 GROUP_SIZE = 8
+WHITE = 0.8  # what the light becomes: below 1, so that what is brighter still keeps its colour
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(channels // GROUP_SIZE, channels),
@@ -77,26 +79,39 @@ def grey_world(x: Tensor) -> Tensor:
     return x * (mean.mean(1, keepdim=True) / mean.clamp_min(1 / 255))
 
 
+def white_point(x: Tensor) -> Tensor:
+    """Scales the channels of each image so that the light behind the cells is the same grey everywhere.
+
+    The light is the mean of the brightest tenth of each channel, in squares of 4 pixels (white patch; Land and McCann
+    1971, who take the brightest point). x float (B, 3, H, W) in [0, 1], sides of at least 4 -> the same shape, from 0
+    and perhaps beyond 1.
+    """
+    coarse = F.avg_pool2d(x, 4).flatten(2)
+    light = coarse.topk(max(1, coarse.shape[2] // 10)).values.mean(2)
+    return x * (WHITE / light.clamp_min(1 / 255))[:, :, None, None]
+
+
 class Standardise(nn.Module):
     """(x - mean) / std, channel by channel, kept with the weights so that predictions see what training saw.
 
-    x float (B, 3, H, W) in [0, 1]; mean and std float (3,), of the training images. With `grey_world`, both they and x
-    are first balanced image by image.
+    x float (B, 3, H, W) in [0, 1]; mean and std float (3,), of the training images. Both they and x are first balanced
+    image by image, where there is a `balance`: `grey_world` or `white_point`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, grey_world: bool = False) -> None:
+    def __init__(self, balance: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.grey_world = grey_world
+        self.balance = balance
         self.register_buffer("mean", torch.full((3,), 0.5))
         self.register_buffer("std", torch.full((3,), 0.25))
 
     def fit(self, images: Tensor) -> None:
         """Takes mean and standard deviation from uint8 images (N, 3, H, W), in exact integer sums."""
-        if self.grey_world:  # to whole levels again: what rounding changes is far below one of them
-            images = torch.cat([(grey_world(x / 255) * 255).round().clamp_(0, 255).byte() for x in images.split(256)])
+        if self.balance:  # to whole levels again: what rounding changes is far below one of them
+            parts = [(self.balance(x / 255) * 255).round().clamp_(0, 255).byte() for x in images.split(256)]
+            images = torch.cat(parts)
         # A histogram for each channel holds all that is needed, and needs no float copy of the images.
         level = torch.arange(256, dtype=torch.float64)
         for c in range(3):
@@ -109,5 +124,5 @@ class Standardise(nn.Module):
             self.std[c] = variance.sqrt().clamp_min(1) / 255  # a blank channel must not divide by zero
 
     def forward(self, x: Tensor) -> Tensor:
-        x = grey_world(x) if self.grey_world else x
+        x = self.balance(x) if self.balance else x
         return (x - self.mean[:, None, None]) / self.std[:, None, None]

@@ -28,6 +28,8 @@ LOOKS = {
     "group_norm": ("group norm", "#0072B2", "^", (1, 0)),
     "stain_jitter": ("stain jitter", "#CC79A7", "v", (1, 0)),
     "grey_world": ("grey world", "#009E73", "D", (1, 0)),
+    "white_point": ("white point", "#56B4E9", "<", (1, 0)),
+    "all_remedies": ("all remedies", "#D55E00", ">", (1, 0)),
     "best": ("best recipe", "#D55E00", "P", (1, 0)),
 }
 SCORE_LOOKS = {"max_softmax": ("o", "#D55E00"), "energy": ("s", "#0072B2"), "mahalanobis": ("^", "#009E73")}

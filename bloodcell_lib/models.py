@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,15 @@ from torch.nn import functional as F
 from bloodcell_lib import finer
 from bloodcell_lib.cells import CELL_TYPES
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.layers import NORMS, SqueezeExcite, Standardise, StochasticDepth, conv_norm
+from bloodcell_lib.layers import (
+    NORMS,
+    SqueezeExcite,
+    Standardise,
+    StochasticDepth,
+    conv_norm,
+    grey_world,
+    white_point,
+)
 
 CLASSES = len(CELL_TYPES)
 
@@ -77,7 +86,8 @@ class ModelConfig:
     squeeze_excite: False replaces every squeeze-and-excitation by the identity.
     finer: an output for each finer type (`finer.OUTPUTS`), which are learned and then added up to the eight classes.
     norm: `batch` or `group`, after every convolution.
-    grey_world: each image's colours are balanced before they are standardised.
+    grey_world, white_point: each image's colours are balanced before they are standardised, by their mean or by the
+    light behind the cells.
     kernel: side of the depthwise kernels, odd.
     """
 
@@ -89,6 +99,7 @@ class ModelConfig:
     norm: str = "batch"
     grey_world: bool = False
     kernel: int = 3
+    white_point: bool = False
 
     @property
     def outputs(self) -> int:
@@ -249,9 +260,9 @@ class Classifier(nn.Module):
     add_up: turns what `net` gives into the logits of the eight classes; `added` False leaves it as training wants it.
     """
 
-    def __init__(self, net: nn.Module, add_up: nn.Module, grey_world: bool = False) -> None:
+    def __init__(self, net: nn.Module, add_up: nn.Module, balance: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.standardise = Standardise(grey_world)
+        self.standardise = Standardise(balance)
         self.net = net
         self.add_up = add_up
 
@@ -281,7 +292,7 @@ NETWORKS = {
 def build(config: ModelConfig) -> Classifier:
     """The network that `config` names, with fresh weights from torch's global random state.
 
-    Raises BloodcellError for an unknown name or norm, an even kernel, or a probability outside [0, 1).
+    Raises BloodcellError for an unknown name or norm, an even kernel, a probability outside [0, 1), or two balances.
     """
     if config.name not in NETWORKS:
         raise BloodcellError(f"Unknown model '{config.name}': choose one of {', '.join(NETWORKS)}.")
@@ -292,8 +303,11 @@ def build(config: ModelConfig) -> Classifier:
     for field in ("dropout", "stochastic_depth"):
         if not 0 <= getattr(config, field) < 1:
             raise BloodcellError(f"{field} is {getattr(config, field)}: give a probability of at least 0 and below 1.")
+    if config.grey_world and config.white_point:
+        raise BloodcellError("grey_world and white_point balance the same colours: choose one.")
     add_up = finer.AddUp() if config.finer else nn.Identity()
-    return Classifier(NETWORKS[config.name](config), add_up, config.grey_world)
+    balance = grey_world if config.grey_world else white_point if config.white_point else None
+    return Classifier(NETWORKS[config.name](config), add_up, balance)
 
 
 def parameters(model: nn.Module) -> int:

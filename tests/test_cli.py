@@ -405,10 +405,10 @@ def test_a_study_names_a_run_once_and_skips_what_is_recorded(shell: Shell, mine:
 
 
 def test_groups_name_their_rows() -> None:
-    from bloodcell_lib import cli
+    from bloodcell_lib import cli, plans
     from bloodcell_lib.plans import EXPERIMENTS
 
-    assert cli._names("robustness,main") == ["group_norm", "stain_jitter", "grey_world", "main"]
+    assert cli._names("robustness,main") == [*plans.variants("best_short", "robustness"), "main"]
     assert cli._names("unknown")[0] == "without_basophil" and len(cli._names("unknown")) == 8
     assert cli._names("cv, extra")[:1] == ["cv_fold0"] and cli._names("all") == list(EXPERIMENTS)
     assert cli._names("best") == ["best"] and "best_fold1" in cli._names("best_cv")

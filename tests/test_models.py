@@ -260,10 +260,28 @@ def test_grey_world_takes_a_tint_away():
     assert layers.grey_world(torch.zeros(1, 3, 4, 4)).isfinite().all()
 
 
-def test_grey_world_goes_with_the_network_into_what_is_exported():
-    images = torch.randint(0, 200, (8, 3, 32, 32), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+def test_a_white_point_takes_the_light_away_and_leaves_the_cell():
+    images = torch.full((3, 3, 32, 32), 0.9)
+    images[:, :, 8:20, 8:20] = torch.tensor([0.5, 0.2, 0.6])[:, None, None]
+    images[1] *= torch.tensor([1.0, 0.9, 0.7])[:, None, None]  # the same smear in other light
+    images[2, :, 8:20, 8:20] *= 0.5  # a darker cell, which it stays
+    out = layers.white_point(images)
+    torch.testing.assert_close(out[:, :, :4].mean((2, 3)), torch.full((3, 3), layers.WHITE))
+    torch.testing.assert_close(out[1], out[0])
+    torch.testing.assert_close(out[2, :, 10, 10], out[0, :, 10, 10] / 2)
+    assert layers.white_point(torch.zeros(1, 3, 4, 4)).isfinite().all()
+
+
+def test_two_balances_are_refused():
+    with pytest.raises(BloodcellError, match="choose one"):
+        network("simple_cnn", grey_world=True, white_point=True)
+
+
+@pytest.mark.parametrize("balance", ["grey_world", "white_point"])
+def test_a_balance_goes_with_the_network_into_what_is_exported(balance):
+    images = torch.randint(120, 200, (8, 3, 32, 32), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     images[:, 2] //= 2
-    model = network("efficientnet_lite", grey_world=True).eval()
+    model = network("efficientnet_lite", **{balance: True}).eval()
     model.standardise.fit(images)
     out = model.standardise(images / 255)
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=0.01, rtol=0)

@@ -100,7 +100,7 @@ def test_every_site_is_judged_and_clean_is_nearly_the_runs_own(subject, result):
 
 def test_other_pictures_stand_beside_it_and_other_networks_do_not():
     assert travel.beside("best_short")[:3] == ["group_norm", "stain_jitter", "grey_world"]
-    assert {"short_tint", "short_sites", "short_no_turns"} < set(travel.beside("best_short"))
+    assert {"short_tint", "all_remedies", "short_no_turns"} < set(travel.beside("best_short"))
     assert not {"short_broad", "short_longer", "short_average"} & set(travel.beside("best_short"))
     assert travel.beside("main") == ["best"]
 
