@@ -66,7 +66,7 @@ def parts(table: pd.DataFrame) -> Figure:
 
     table: of `compare.study_table`. Raises BloodcellError if it compares no such row.
     """
-    return _further(table, TRIED, title_of(BASES[TRIED[0]]).lower())
+    return _further(table, TRIED, f"the {title_of(BASES[TRIED[0]]).lower()}")
 
 
 def _further(table: pd.DataFrame, names: Sequence[str], base: str) -> Figure:

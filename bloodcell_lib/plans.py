@@ -193,7 +193,7 @@ EXTRA = _named(
     _short("finer_labels", "Finer labels", "labels", replace(_BEST_NETWORK, finer=True), seeds=0),
     _short("short_main_network", "The main network in its place", model=_NETWORK),
     _short("short_broad", "Fewer, wider MBConv blocks", model=ModelConfig("broad")),
-    _short("short_broad_kernel", "The same, 5 x 5", model=ModelConfig("broad", kernel=5)),
+    _short("short_broad_kernel", "Fewer, wider MBConv blocks, 5 x 5", model=ModelConfig("broad", kernel=5)),
     _short("short_no_turns", "No quarter turns", turns=False),
     _short("short_free_rotation", "Any rotation", rotation=180.0),
     _short("short_scale", "Scale", scale=(0.8, 1.25)),
