@@ -62,6 +62,11 @@ class Subject:
                 raise BloodcellError(f"{record.folder} was recorded on other images than those given: give the same.")
         return found
 
+    def peers(self, experiment: str, keys: tuple[str, ...] = ("part", "pixels", "crop")) -> list[Record]:
+        """Those of `of` that held the same images out as `records` and saw the same of them, as these keys tell."""
+        own = self.records[0].info["config"]
+        return [record for record in self.of(experiment) if all(record.info["config"][key] == own[key] for key in keys)]
+
     def network(self, record: Record) -> nn.Module:
         """The trained network of a run, on the device, ready to predict: uint8 / 255 in, logits out."""
         return load_network(record).to(self.device, memory_format=torch.channels_last).eval()

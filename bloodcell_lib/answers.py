@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_lib.cells import CLASS_MAP, TITLES
-from bloodcell_lib.compare import title_of
+from bloodcell_lib.compare import in_sentence, title_of
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
@@ -127,7 +127,8 @@ def corruptions(result: Analysis) -> str:
         f"corruptions and severities ({_interval(own['mean'])}); least under {named}."
     )
     if own["mce"] is not None:
-        told += f" The mean corruption error is {100 * own['mce']:.0f} % of that of {_title(result['baseline'])}."
+        baseline = in_sentence(title_of(result["baseline"]))
+        told += f" The mean corruption error is {100 * own['mce']:.0f} % of that of {baseline}."
     for name, rival in result["experiments"].items():
         if name not in (result["experiment"], result["baseline"]):
             change = rival["difference"]
@@ -143,16 +144,21 @@ def travel(result: Analysis) -> str:
     if not rivals:
         return told
     order = sorted(rivals, key=lambda name: -rivals[name]["sites"]["all"]["accuracy"])
-    named = [
-        f"{_title(name)} {100 * rivals[name]['sites']['all']['accuracy']:.1f} % "
-        f"({rivals[name]['difference']['points']:+.1f} points as it is)"
-        for name in order[:NAMED]
-    ]
+    named = [_rival(name, rivals[name]) for name in order[:NAMED]]
     rows = result["experiments"].values()
     enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
     return (
-        f"{told} Of those beside it, {'; '.join(named)}. {enough or 'None'} of all {len(rows)} "
+        f"{told} Best of {len(rivals)} beside it: {'; '.join(named)}. {enough or 'None'} of all {len(rows)} "
         f"keep{'s' * (enough < 2)} {100 * result['goals']['together']:g} in a hundred."
+    )
+
+
+def _rival(name: str, row: Analysis) -> str:
+    together, change = row["sites"]["all"], row["difference"]
+    return (
+        f"{in_sentence(title_of(name))} {100 * together['accuracy']:.1f} % ({_interval(together)}; unchanged pictures "
+        f"{change['points']:+.1f} points, {change['low']:+.1f} to {change['high']:+.1f}; "
+        f"{_seeds(row)})"
     )
 
 
@@ -164,10 +170,10 @@ def sites(result: Analysis, experiment: str) -> str:
     named = ", ".join(f"{titles[key].lower()} ({100 * alone[key]:.0f} %)" for key in poor[:4])
     both = own["sites"]["all"]
     return (
-        f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images it keeps at least "
-        f"{100 * goals['alone']:g} in a hundred at {len(alone) - len(poor)} of {len(alone)} simulated sites"
-        f"{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are left "
-        f"({_interval(both)})."
+        f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
+        f"keeps at least {100 * goals['alone']:g} in a hundred at {len(alone) - len(poor)} of {len(alone)} simulated "
+        f"sites{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are "
+        f"left ({_interval(both)})."
     )
 
 
@@ -200,7 +206,7 @@ def labels(result: Analysis) -> str:
         change = clean["difference"]
         told += (
             f" Training without the suspects changes accuracy on untouched folds by {change['mean']:+.2f} points "
-            f"({change['low']:+.2f} to {change['high']:+.2f})."
+            f"({change['low']:+.2f} to {change['high']:+.2f}; {_seeds(change)} a fold)."
         )
     return told
 
@@ -220,17 +226,15 @@ def finer(result: Analysis) -> str:
         row = taught[0]
         told.append(
             f"A network that is taught the finer types, its probabilities added up, changes accuracy by "
-            f"{row['mean']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}; {row['seeds']} seed(s))."
+            f"{row['mean']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}; {_seeds(row)})."
         )
     else:
         told.append("No network that was taught the finer types is recorded.")
     return " ".join(told)
 
 
-def _title(experiment: str) -> str:
-    """An experiment's words inside of a sentence; proper names keep their capitals."""
-    title = title_of(experiment)
-    return title if title[1:] != title[1:].lower() else title[0].lower() + title[1:]
+def _seeds(row: Analysis) -> str:
+    return f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
 
 
 def _interval(row: Analysis) -> str:

@@ -149,11 +149,13 @@ def study(
     experiments: Annotated[
         str,
         typer.Option(
-            help="Names or groups: study, all, extra, cv, speed, unknown, lever, best, best_cv, robustness, "
-            "labels, part, cv_short, cv_pair, cv_clean."
+            help="Names or groups: study, all, extra, cv, speed, unknown, lever, best, best_cv, best_short, "
+            "robustness, labels, part, cv_short, cv_pair, cv_clean."
         ),
     ] = "",
-    seeds: Annotated[str, typer.Option(help="Such as 0,1,2; default: the profile's, of which `cv` takes one.")] = "",
+    seeds: Annotated[
+        str, typer.Option(help="Such as 0,1,2; default: the profile's, of which many rows take one.")
+    ] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; several may share one GPU.")] = 1,
     dask: Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers share the folders.")] = "",
     skip_bad: SkipBad = False,
@@ -273,7 +275,8 @@ def trust(
     _check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = experiments.image_folder(data, profile)
-    cells = experiments.load_images(profile, folder, skip_bad)
+    row = plans.EXPERIMENTS.get(experiment.split("+")[0])  # what was changed by hand does not change what is seen
+    cells = experiments.load_images(profile, folder, skip_bad, view=row and plans.profile(profile).view(row))
     subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device, folder=folder)
     for path in analyses.make(subject, [name.strip() for name in only.split(",") if name.strip()] or analyses.NAMES):
         print(f"{path.stem:<12} {path}", flush=True)

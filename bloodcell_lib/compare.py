@@ -152,8 +152,8 @@ def study_table(
 
 
 def of_study(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `study_table` that are the reference's study or mirror it, without what goes beyond."""
-    return table[~table["group"].isin(BEYOND)]
+    """The rows of `study_table` that are the reference's study or mirror it, without folds and what goes beyond."""
+    return table[~table["group"].isin((*BEYOND, *ALONE))]
 
 
 def claims_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -195,6 +195,11 @@ def title_of(name: str, recorded: str = "") -> str:
     """The row's words of today, else those recorded or its name, and what was changed for a run by hand."""
     row, *changes = name.split("+")
     return ", ".join([EXPERIMENTS[row].title if row in EXPERIMENTS else recorded or row, *changes])
+
+
+def in_sentence(title: str) -> str:
+    """A title inside of a sentence; proper names keep their capitals."""
+    return title if title[1:] != title[1:].lower() else title[0].lower() + title[1:]
 
 
 Runs = dict[str, list[Record]]

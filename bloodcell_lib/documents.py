@@ -42,7 +42,8 @@ ASKED = {
 }
 OTHERS = {
     "best": "The same of the best recipe:",
-    "best_short": "Of the best recipe, short, and of what is tried on it:",
+    "best_short": "Of the best recipe cut short (two fifths of the profile's epochs), and of what is tried on it. "
+    "Where an augmentation practises what a simulated site changes, its gain there is no promise for a real one:",
 }
 WEIGHTS = paths.ROOT / "bloodcell_lib" / "weights"  # those of the repository, whatever `paths.WEIGHTS` names
 BUILT = {
@@ -196,7 +197,7 @@ def trust(study: Study) -> str:
         if far := "travel" not in found and elsewhere(study, name):
             told[ASKED["travel"]] = far
         if told:
-            lines += ["", words, ""]
+            lines += ["", _paragraph(words), ""]
             lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
     return "\n".join(lines)
 
@@ -240,8 +241,10 @@ def evaluation(study: Study) -> str:
 
 def elsewhere(study: Study, name: str) -> str:
     """What an experiment keeps at other sites, simulated; "" where that is not analysed."""
-    result = study.analyses.get("travel", {}).get("result", {"experiments": ()})
-    return answers.sites(result, name) if name in result["experiments"] else ""
+    for found in (analysis.of_experiment(study.analyses, name), study.analyses):
+        if "travel" in found and name in found["travel"]["result"]["experiments"]:
+            return answers.sites(found["travel"]["result"], name)
+    return ""
 
 
 def confidence(study: Study, name: str = "main") -> str:

@@ -139,20 +139,20 @@ def suspected(task: Task, cells: CellImages) -> np.ndarray:
     Fold k has no say in it: each image of another fold j is judged by the network of `cv_pair<jk>`, which saw neither
     fold. What bias remains: these networks had three folds to learn from in place of four, so they suspect more; and
     the labels of fold k, on which the result is measured, may be wrong too. Raises BloodcellError where one of the
-    four runs with this seed is not recorded.
+    four runs with this seed is not recorded, or was made with another configuration or on other images.
     """
     k, folds = int(task.experiment[-1]), data.folds(cells)
     at, probabilities = [], []
     for j in set(range(5)) - {k}:
         pair = replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}")
-        if not pair.folder.exists():
+        record = recorded(pair, configuration(pair), cells)
+        if record is None:
             raise BloodcellError(
                 f"{task.name} needs {pair.folder}: make it with "
                 f"`bloodcell study --experiments cv_pair --profile {task.profile.split('/')[0]}` first."
             )
-        record = load_record(pair.folder)
         run, held_out = record.validation(), np.sort(np.concatenate([folds[j][1], folds[k][1]]))
-        if record.info["data"]["fingerprint"] != cells.fingerprint or run.names != cells.subset(held_out).names:
+        if run.names != cells.subset(held_out).names:
             raise OtherRun(f"{pair.folder} was recorded on other images: move it away to run on these.")
         mine = np.isin(held_out, folds[j][1])
         at.append(held_out[mine])
@@ -167,19 +167,11 @@ def run(task: Task, cells: CellImages) -> Record:
     Raises BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration or on other
     images; a demo's record makes way instead.
     """
-    plan, budget = task.plan(), profile(task.profile)
-    pixels, crop = task.view
-    if cells.images.shape[-1] != pixels:
-        raise BloodcellError(f"{task.name} wants {pixels} pixels, not {cells.images.shape[-1]}: load them by its view.")
-    config = {
-        "model": asdict(plan.model),
-        "train": asdict(plan.train),
-        "augment": asdict(plan.augment),
-        "pixels": pixels,
-        "crop": crop,
-        "per_class": budget.per_class,
-        "part": plan.part,
-    }
+    config, budget = configuration(task), profile(task.profile)
+    if cells.images.shape[-1] != config["pixels"]:
+        raise BloodcellError(
+            f"{task.name} wants {config['pixels']} pixels, not {cells.images.shape[-1]}: load them by its view."
+        )
     try:
         found = recorded(task, config, cells)
     except OtherRun:
@@ -189,13 +181,27 @@ def run(task: Task, cells: CellImages) -> Record:
         found = None
     if found is None:
         with one_at_a_time(task):  # and looked for again: another process may have just made it
-            found = recorded(task, config, cells) or _make(task, plan, config, cells)
+            found = recorded(task, config, cells) or _make(task, config, cells)
     return found
 
 
-def _make(task: Task, plan: Experiment, config: dict[str, Any], cells: CellImages) -> Record:
+def configuration(task: Task) -> dict[str, Any]:
+    """All that decides what a run gives but for its seed and images, as its record keeps it."""
+    plan, (pixels, crop) = task.plan(), task.view
+    return {
+        "model": asdict(plan.model),
+        "train": asdict(plan.train),
+        "augment": asdict(plan.augment),
+        "pixels": pixels,
+        "crop": crop,
+        "per_class": profile(task.profile).per_class,
+        "part": plan.part,
+    }
+
+
+def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
     """Trains and writes the record."""
-    started, commit, budget = now(), machine.commit(), profile(task.profile)
+    started, commit, plan, budget = now(), machine.commit(), task.plan(), profile(task.profile)
     without = suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
     trainer = Trainer(

@@ -56,7 +56,7 @@ def beyond(table: pd.DataFrame) -> Figure:
 
     table: of `compare.study_table`. Raises BloodcellError if it compares no such row.
     """
-    levers = " (levers: to flips alone)" if (table["group"] == "lever").any() else ""
+    levers = " (levers: to flips alone)" if len(_compared(table[table["group"] == "lever"])) else ""
     return _further(table, FURTHER, f"the main model{levers}")
 
 
@@ -72,7 +72,11 @@ def parts(table: pd.DataFrame) -> Figure:
 def _further(table: pd.DataFrame, names: Sequence[str], base: str) -> Figure:
     groups = [_compared(table[table["group"] == group]).sort_values("difference") for group in names]
     if all(rows.empty for rows in groups):
-        raise BloodcellError("Nothing beyond the reference's study shares seeds and images with what it changes.")
+        wanted = ",".join(dict.fromkeys([*(BASES[name] for name in names if name in BASES), *names]))
+        raise BloodcellError(
+            f"Nothing beyond the reference's study shares seeds and images with what it changes: `bloodcell study "
+            f"--experiments {wanted}` makes what this figure shows."
+        )
     return _forest(groups, f"difference to {base}, points of accuracy")
 
 

@@ -94,7 +94,7 @@ def cleaned(subject: Subject) -> dict[str, Any] | None:
     accuracy and interval as fractions; the difference, without less with, in points (see `compare.difference`).
     `experiments.suspected` says what bias remains.
     """
-    if not plans.same_recipe("cv_clean0", subject.experiment):
+    if subject.experiment != plans.BASES["labels"]:
         return None
     parts = {"with": plans.FOLDS[subject.experiment], "without": [f"cv_clean{k}" for k in range(5)]}
     frames = {key: out_of_fold([subject.of(name) for name in names]) for key, names in parts.items()}

@@ -39,7 +39,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "finer": by_finer_type(names, labels, given.argmax(1)),
         "surest": listed(names, labels, given, surest_mistakes(labels, given)),
         "least_sure": listed(names, labels, given, np.argsort(given.max(1), kind="stable")),
-        **({"finer_labels": taught_finer(subject)} if plans.same_recipe("finer_labels", subject.experiment) else {}),
+        **({"finer_labels": taught_finer(subject)} if subject.experiment == plans.BASES["labels"] else {}),
         "map": {
             "run": f"{record.experiment}/seed{record.seed}",
             **feature_map(subject.network(record), held_out, most),

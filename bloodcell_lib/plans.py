@@ -118,7 +118,7 @@ def _short(
     view: dict[str, float] = {},  # noqa: B006
     **augment: Any,
 ) -> Experiment:
-    """The best recipe at a length at which much can be tried, with one thing changed."""
+    """The best recipe at a length at which much can be tried, with one thing changed, or a few that go together."""
     view = {"length": SHORT, **view}
     return Experiment(name, title, group, model, train, replace(_SYMMETRIES, **augment), part, seeds=seeds, **view)
 
@@ -182,13 +182,14 @@ EXTRA = _named(
     _short("grey_world", "Grey-world colours", "robustness", replace(_BEST_NETWORK, grey_world=True), seeds=0),
     _short("white_point", "White point", "robustness", replace(_BEST_NETWORK, white_point=True), seeds=0),
     _short(
-        *(
-            "all_remedies",
-            "White point, stains, scale and blur",
-            "robustness",
-            replace(_BEST_NETWORK, white_point=True),
-        ),
-        **{"seeds": 0, "stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0},
+        "all_remedies",
+        "White point, stains, scale and blur",
+        "robustness",
+        replace(_BEST_NETWORK, white_point=True),
+        seeds=0,
+        stain=0.4,
+        scale=(0.5, 2.5),
+        blur=1.0,
     ),
     _short("finer_labels", "Finer labels", "labels", replace(_BEST_NETWORK, finer=True), seeds=0),
     _short("short_main_network", "The main network in its place", model=_NETWORK),
@@ -204,7 +205,11 @@ EXTRA = _named(
     _short("short_mixup", "Mixup", train=TrainConfig(mixup=0.2)),
     _short("short_cutmix", "CutMix", train=TrainConfig(cutmix=1.0)),
     _short("short_average", "Averaged weights", train=TrainConfig(average=0.996)),
-    _short("short_warm", "Higher rate, warmed up", train=TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05)),
+    _short(
+        "short_warm",
+        "Higher rate, warm-up, more decay",
+        train=TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05),
+    ),
     _short("short_sharpness", "Sharpness-aware steps", train=TrainConfig(sharpness=0.05)),
     _short("short_small_batch", "Batches of 16", train=TrainConfig(batch_size=16)),
     _short("short_growing", "Images that grow", train=TrainConfig(start_size=0.5)),
@@ -247,16 +252,9 @@ def profile(name: str) -> Profile:
 
 
 def variants(experiment: str, *groups: str) -> list[str]:
-    """The rows of these groups that change one thing in `experiment`."""
+    """The rows of these groups that change something in `experiment`."""
     return [
         name
         for name, row in EXPERIMENTS.items()
         if row.group in groups and BASES.get(row.group, "main") == experiment != name
     ]
-
-
-def same_recipe(first: str, second: str) -> bool:
-    """Whether two experiments differ in no more than the images that they are given and how finely those are named."""
-    rows = [EXPERIMENTS.get(name) for name in (first, second)]
-    recipes = [row and (replace(row.model, finer=False), row.train, row.augment, row.length) for row in rows]
-    return recipes[0] == recipes[1]

@@ -57,14 +57,12 @@ def spread(cells: CellImages, most: int) -> CellImages:
 def hits(subject: Subject, cells: CellImages, severities: tuple[int, ...]) -> dict[str, dict[Any, np.ndarray]]:
     """Which images each experiment's networks name rightly: bool (seeds, n) for "clean" and (corruption, severity).
 
-    All networks see the same corrupted pictures. Experiments that are not recorded, or were held other images out of,
+    All networks see the same corrupted pictures. Experiments that are not recorded, or held out or saw other images,
     are left out.
     """
-    part = subject.records[0].info["config"]["part"]
     networks = {}
     for name in dict.fromkeys((subject.experiment, *BASELINES, *rivals(subject.experiment))):
-        records = [record for record in subject.of(name) if record.info["config"]["part"] == part]
-        if records:
+        if records := subject.peers(name):
             networks[name] = [subject.network(record) for record in records]
     right: dict[str, dict[Any, np.ndarray]] = {name: {} for name in networks}
     labels = cells.labels.numpy()

@@ -1,7 +1,8 @@
 """Other laboratories, simulated: the photographs of the held-out cells as another site would have taken them.
 
 Unlike `corrupt`, which changes what a network is given, a site changes the whole photograph before it is cropped: a
-smaller magnification then shows more of the smear, and a smaller camera less of it.
+smaller magnification then shows more of the smear, and a smaller camera less of it. Augmentations of like kind practise
+for some of these changes: what they gain here says what practice can give, not what another laboratory will.
 """
 
 from __future__ import annotations
@@ -86,12 +87,11 @@ def beside(experiment: str) -> list[str]:
 def hits(subject: Subject, photographs: CellImages) -> dict[str, dict[str, np.ndarray]]:
     """Which photographs each experiment's networks name rightly, bool (seeds, n), as they are and at every site.
 
-    Experiments that are not recorded, or were held other images out of, are left out.
+    Experiments that are not recorded, or held other images out, are left out.
     """
-    part, networks = subject.records[0].info["config"]["part"], {}
+    networks = {}
     for name in dict.fromkeys((subject.experiment, *beside(subject.experiment))):
-        records = [record for record in subject.of(name) if record.info["config"]["part"] == part]
-        if records:
+        if records := subject.peers(name, ("part",)):
             config = records[0].info["config"]
             networks[name] = config["pixels"], config["crop"], [subject.network(record) for record in records]
     right: dict[str, dict[str, np.ndarray]] = {name: {} for name in networks}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from bloodcell_lib.compare import AGREES, BEYOND, DIFFERS, difference, of_study, out_of_fold
+from bloodcell_lib.compare import AGREES, BEYOND, DIFFERS, difference, in_sentence, of_study, out_of_fold
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import BASES, EXTRA, FOLDS, STUDY
@@ -17,7 +17,7 @@ from bloodcell_lib.reference import CLAIMS
 UNMEASURED = "has not been measured yet"
 BASELINES = {name: row.title for name, row in STUDY.items() if row.group == "baseline"}
 NAMED = 2  # changes that a sentence names, at most
-CHANGES = set(BEYOND) - {"best"}  # groups whose rows change one thing
+CHANGES = set(BEYOND) - {"best"}  # groups whose rows change one thing, or a few that go together
 JUDGED = 2  # seeds from which on a difference is judged
 
 
@@ -51,7 +51,7 @@ def _moved(first: str, rows: Sequence[dict]) -> str:
     if not moved:
         return f"{first}, none differs from it in accuracy."
     told = [
-        rf"{row['title'][0].lower()}{escape(row['title'][1:])} ({signed(row['difference'])} points, 95\,\% interval "
+        rf"{escape(in_sentence(row['title']))} ({signed(row['difference'])} points, 95\,\% interval "
         rf"{signed(row['low'])} to {signed(row['high'])})"
         for row in moved[:NAMED]
     ]
@@ -64,11 +64,8 @@ def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
     rows = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES & set(groups)]
     found = [row for row in rows if row["common_seeds"]]
     told = []
-    for base, what in (
-        ("main", "the main recipe"),
-        ("aug_flips", "flips alone"),
-        ("best_short", "the best recipe, short"),
-    ):
+    for base in dict.fromkeys(BASES.get(group, "main") for group in groups):
+        what = _what(study, base)
         rows = [row for row in found if BASES.get(row["group"], "main") == base]
         judged = [row for row in rows if row["common_seeds"] >= JUDGED]
         screened = [row for row in rows if row["common_seeds"] < JUDGED]
@@ -78,13 +75,24 @@ def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
             told.append(_moved(first, judged))
         if screened:
             told.append(_screened(what, sorted(screened, key=lambda row: row["difference"])))
-    return " ".join(told) or "No change beyond the reference's own is measured yet."
+    if told:
+        return " ".join(told)
+    bases = dict.fromkeys(_what(study, BASES.get(group, "main")) for group in groups)
+    return f"No change to {', '.join(bases)} beyond the reference's own is measured yet."
+
+
+def _what(study: Study, base: str) -> str:
+    """What a group of changes starts from; what is short says how short."""
+    if base != "best_short":
+        return {"main": "the main recipe", "aug_flips": "flips alone"}[base]
+    runs = study.runs(base)
+    return "the best recipe cut " + (f"to {runs[0].info['config']['train']['epochs']} epochs" if runs else "short")
 
 
 def _screened(what: str, rows: Sequence[dict]) -> str:
     """Rows of one seed, from the lowest difference to the highest."""
     first, last = rows[0], rows[-1]
-    words = [f"{row['title'][0].lower()}{escape(row['title'][1:])}" for row in (first, last)]
+    words = [escape(in_sentence(row["title"])) for row in (first, last)]
     more = f", to {signed(last['difference'])}, {words[1]}" if len(rows) > 1 else ""
     lie = "lies at" if len(rows) == 1 else "lie from"
     return (

@@ -147,10 +147,8 @@ def test_each_ablation_changes_only_its_own_setting():
         "short_large": {"size"},
     }
     for k in range(1, 5):
-        assert plans.same_recipe(f"cv_clean{k}", f"short_fold{k}") and plans.same_recipe("cv_pair01", "best_short")
-    assert plans.same_recipe("finer_labels", "best_short") and plans.same_recipe("cv_fold0", "main")
-    assert not plans.same_recipe("best", "best_short") and not plans.same_recipe("group_norm", "best_short")
-    assert not plans.same_recipe("main", "main+epochs=1")
+        for name in (f"cv_clean{k}", f"short_fold{k}", f"cv_pair0{k}"):
+            assert differs(name, "best_short") == set() and EXPERIMENTS[name].length == base.length
     assert differs("without_ig") == set() and EXPERIMENTS["without_ig"].epochs == 8
     assert differs("final") == set() and STUDY["final"].part == "all"
 

@@ -114,3 +114,7 @@ def test_suspects_of_other_images_are_refused(cells, tmp_path):
     shutil.rmtree(task("cv_pair02", tmp_path).folder)
     with pytest.raises(BloodcellError, match="cv_pair02"):
         experiments.suspected(task("cv_clean0", tmp_path), cells)
+    other = replace(task("cv_pair02", tmp_path), changes=(("epochs", 2), ("batch_size", 16)))
+    shutil.move(experiments.run(other, cells).folder, task("cv_pair02", tmp_path).folder)
+    with pytest.raises(OtherRun, match="another configuration"):
+        experiments.suspected(task("cv_clean0", tmp_path), cells)

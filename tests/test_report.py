@@ -265,13 +265,15 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
     told = verdicts.beyond(with_rows(**many))
     assert told == verdicts.beyond(with_rows(**rows, **many), TRIED)
     assert "l5" in told and "l5" not in verdicts.beyond(with_rows(**rows, **many), FURTHER)
-    assert told.startswith("Of 5 changes to the best recipe, short, 5 differ")
+    assert told.startswith("Of 5 changes to the best recipe cut short, 5 differ")
     assert told.count("points") == verdicts.NAMED
     assert "5 differ from it in accuracy, most of all: l5 ($+$5.00" in told
     for row in many.values():
         row["common_seeds"] = 1
     assert verdicts.beyond(with_rows(**many)).endswith("lie from $+$1.00 points, l1, to $+$5.00, l5.")
-    assert verdicts.beyond(with_rows()) == "No change beyond the reference's own is measured yet."
+    assert verdicts.beyond(with_rows(), FURTHER) == (
+        "No change to the main recipe, flips alone beyond the reference's own is measured yet."
+    )
 
 
 def test_cross_validation_pools_its_folds(tmp_path):
