@@ -85,6 +85,15 @@ def test_unknown_names_are_told_before_anything_is_made():
     assert all(name in str(cli.trust.__annotations__["only"]) for name in analyses.NAMES)
 
 
+@pytest.mark.parametrize(("name", "pixels"), [("main", 32), ("short_large", 48), ("main+epochs=1", 32)])
+def test_the_command_shows_networks_what_they_were_trained_on(subject, monkeypatch, name, pixels):
+    asked = []
+    monkeypatch.setattr(analyses, "make", lambda subject, names: asked.append((subject, names)) or [])
+    cli.trust("demo", subject.folder, name, "labels, travel", "cpu")
+    ((given, names),) = asked
+    assert given.experiment == name and given.cells.images.shape[-1] == pixels and names == ["labels", "travel"]
+
+
 def test_every_question_is_answered_with_numbers(found):
     for question, (name, _) in answers.QUESTIONS.items():
         told = answers.answer(question, found)

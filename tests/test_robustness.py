@@ -79,8 +79,8 @@ def test_each_has_its_rivals():
     assert robustness.rivals("main") == ("best",) and robustness.rivals("best") == ("main",)
 
 
-def test_runs_that_held_out_other_images_are_left_out(subject, monkeypatch):
-    changed = {"part": "fold1"}
+@pytest.mark.parametrize("changed", [{"part": "fold1"}, {"pixels": 48}, {"crop": None}])
+def test_runs_that_held_out_or_saw_other_images_are_left_out(subject, monkeypatch, changed):
     monkeypatch.setattr(
         analysis.Subject,
         "of",
