@@ -29,6 +29,7 @@ LOOKS = {
     "stain_jitter": ("stain jitter", "#CC79A7", "v", (1, 0)),
     "grey_world": ("grey world", "#009E73", "D", (1, 0)),
     "white_point": ("white point", "#56B4E9", "<", (1, 0)),
+    "white_and_stain": ("white point, stain jitter", "#0072B2", "*", (3, 1)),
     "all_remedies": ("all remedies", "#D55E00", ">", (1, 0)),
     "best": ("best recipe", "#D55E00", "P", (1, 0)),
 }

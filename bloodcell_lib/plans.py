@@ -182,6 +182,14 @@ EXTRA = _named(
     _short("grey_world", "Grey-world colours", "robustness", replace(_BEST_NETWORK, grey_world=True), seeds=0),
     _short("white_point", "White point", "robustness", replace(_BEST_NETWORK, white_point=True), seeds=0),
     _short(
+        "white_and_stain",
+        "White point and stain jitter",
+        "robustness",
+        replace(_BEST_NETWORK, white_point=True),
+        seeds=0,
+        stain=0.4,
+    ),
+    _short(
         "all_remedies",
         "White point, stains, scale and blur",
         "robustness",

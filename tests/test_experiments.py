@@ -75,7 +75,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
     extra += ["growing_images", *(f"without_{name}" for name in NAMES), "with_turns", "with_slim_resnet"]
     best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_short"]
-    tried = ["group_norm", "stain_jitter", "grey_world", "white_point", "all_remedies", "finer_labels"]
+    tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
+    tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
     assert len(parts) == 21 and all(name.startswith("short_") for name in parts)
     cleaning = [f"short_fold{k}" for k in range(1, 5)]
@@ -110,6 +111,7 @@ def test_each_ablation_changes_only_its_own_setting():
         "stain_jitter": {"stain"},
         "grey_world": {"grey_world"},
         "white_point": {"white_point"},
+        "white_and_stain": {"white_point", "stain"},
         "all_remedies": {"white_point", "stain", "scale", "blur"},
         "finer_labels": {"finer"},
         "short_main_network": {"name"},
