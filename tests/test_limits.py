@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bloodcell_lib import limits, style, synthetic
+from bloodcell_lib import robustness as robust
 from bloodcell_lib.cells import NAMES, TITLES
 from bloodcell_lib.corrupt import CORRUPTIONS
 
@@ -107,3 +108,10 @@ def test_a_site_is_set_beside_validation(tmp_path):
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["Immature granulocyte", "Platelet", "All"]
     saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize("experiment", ["main", "best", "best_short"])
+def test_whatever_stands_beside_an_experiment_has_a_look_of_its_own(experiment):
+    beside = [*robust.BASELINES, *robust.rivals(experiment)]
+    looks = [limits.LOOKS[name] for name in beside if name != "resnet18_full"]  # the two ResNets never share a figure
+    assert len({look[0] for look in looks}) == len({look[2:] for look in looks}) == len(beside) - 1
