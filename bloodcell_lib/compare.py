@@ -28,7 +28,12 @@ ALONE = (
     "unknown",
     "best_cv",
 )  # groups of rows that are no rivals of the main model
-FURTHER = ("speed", "lever", "best")  # groups of changes to the main recipe that the reference's study does not have
+FURTHER = (
+    "speed",
+    "lever",
+    "best",
+    "confirmed",
+)  # groups of changes to the main recipe that the reference's study does not have
 BEYOND = (*FURTHER, *TRIED)
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 

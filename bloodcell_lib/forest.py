@@ -28,6 +28,7 @@ GROUP_COLOURS = {
     "speed": "#D55E00",
     "lever": "#AA3377",
     "best": INK,
+    "confirmed": "#0072B2",
     "part": "#E69F00",
 }
 CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
@@ -56,8 +57,10 @@ def beyond(table: pd.DataFrame) -> Figure:
 
     table: of `compare.study_table`. Raises BloodcellError if it compares no such row.
     """
-    levers = " (levers: to flips alone)" if len(_compared(table[table["group"] == "lever"])) else ""
-    return _further(table, FURTHER, f"the main model{levers}")
+    drawn = set(_compared(table)["group"])
+    others = [f"{group}: to {title_of(BASES[group]).lower()}" for group in FURTHER if group in BASES and group in drawn]
+    told = f" ({'; '.join(others)})" if others else ""
+    return _further(table, FURTHER, f"the main model{told}")
 
 
 @styled

@@ -30,6 +30,7 @@ LOOKS = {
     "grey_world": ("grey world", "#009E73", "D", (1, 0)),
     "white_point": ("white point", "#56B4E9", "<", (1, 0)),
     "white_and_stain": ("white point, stain jitter", "#0072B2", "*", (3, 1)),
+    "best_white_point": ("with a white point", "#56B4E9", "<", (1, 0)),
     "all_remedies": ("all remedies", "#D55E00", ">", (1, 0)),
     "best": ("best recipe", "#D55E00", "P", (1, 0)),
 }

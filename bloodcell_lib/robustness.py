@@ -45,7 +45,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 def rivals(experiment: str) -> tuple[str, ...]:
     """What is set beside an experiment: remedies that change it, else the best recipe beside main, else main."""
-    remedies = plans.variants(experiment, "robustness")
+    remedies = plans.variants(experiment, "robustness", "confirmed")
     return tuple(remedies) or (("best",) if experiment == "main" else ("main",))
 
 

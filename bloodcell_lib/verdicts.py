@@ -84,7 +84,7 @@ def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
 def _what(study: Study, base: str) -> str:
     """What a group of changes starts from; what is short says how short."""
     if base != "best_short":
-        return {"main": "the main recipe", "aug_flips": "flips alone"}[base]
+        return {"main": "the main recipe", "aug_flips": "flips alone", "best": "the best recipe"}[base]
     runs = study.runs(base)
     return "the best recipe cut " + (f"to {runs[0].info['config']['train']['epochs']} epochs" if runs else "short")
 
