@@ -31,6 +31,7 @@ LOOKS = {
     "white_point": ("white point", "#56B4E9", "<", (1, 0)),
     "white_and_stain": ("white point, stain jitter", "#0072B2", "*", (3, 1)),
     "best_white_point": ("with a white point", "#56B4E9", "<", (1, 0)),
+    "best_remedies": ("with all remedies", "#D55E00", ">", (1, 0)),
     "all_remedies": ("all remedies", "#D55E00", ">", (1, 0)),
     "best": ("best recipe", "#D55E00", "P", (1, 0)),
 }

@@ -74,7 +74,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
     folds = [f"cv_fold{k}" for k in range(5)]
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
     extra += ["growing_images", *(f"without_{name}" for name in NAMES), "with_turns", "with_slim_resnet"]
-    best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_white_point", "best_short"]
+    best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_white_point"]
+    best += ["best_remedies", "best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -105,6 +106,7 @@ def test_each_ablation_changes_only_its_own_setting():
         assert differs(name, "best") == set() and EXPERIMENTS[name].length == EXPERIMENTS["best"].length
     assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
     assert differs("best_white_point", "best") == {"white_point"}
+    assert differs("best_remedies", "best") == differs("all_remedies", "best_short")
     assert differs("best_short", "best") == set() and EXPERIMENTS["best_short"].length == plans.SHORT
     colours = {"brightness", "contrast", "saturation", "hue"}
     wanted = {

@@ -77,7 +77,7 @@ def test_without_a_baseline_there_is_no_relative_error(subject, monkeypatch):
 def test_each_has_its_rivals():
     assert robustness.rivals("best_short")[:2] == ("group_norm", "stain_jitter")
     assert robustness.rivals("main") == ("best",) and robustness.rivals("best_white_point") == ("main",)
-    assert robustness.rivals("best") == ("best_white_point",)
+    assert robustness.rivals("best") == ("best_white_point", "best_remedies")
 
 
 @pytest.mark.parametrize("changed", [{"part": "fold1"}, {"pixels": 48}, {"crop": None}])
