@@ -17,7 +17,7 @@ from bloodcell_lib.compare import in_sentence, title_of
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
-NAMED = 3  # rivals that a sentence names, at most
+NAMED, WORST = 3, 4  # rivals and sites that a sentence names, at most
 
 
 def answer(question: str, found: dict[str, Analysis]) -> str:
@@ -145,6 +145,8 @@ def travel(result: Analysis) -> str:
         return told
     order = sorted(rivals, key=lambda name: -rivals[name]["sites"]["all"]["accuracy"])
     named = [_rival(name, rivals[name]) for name in order[:NAMED]]
+    if worst := _poor(result, result["experiment"])[:WORST]:
+        told += f" At these, in turn, most is named rightly by {', '.join(_most(site, rivals) for site in worst)}."
     rows = result["experiments"].values()
     enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
     return (
@@ -162,16 +164,26 @@ def _rival(name: str, row: Analysis) -> str:
     )
 
 
+def _most(site: str, rivals: Analysis) -> str:
+    best = max(rivals, key=lambda name: rivals[name]["sites"][site]["accuracy"])
+    return f"{in_sentence(title_of(best))} ({100 * rivals[best]['sites'][site]['accuracy']:.0f} %)"
+
+
+def _poor(result: Analysis, experiment: str) -> list[str]:
+    """The sites of one change each at which an experiment keeps less than the goal, the worst first."""
+    own = result["experiments"][experiment]["sites"]
+    poor = [key for key in own if key != "all" and own[key]["share"] < result["goals"]["alone"]]
+    return sorted(poor, key=lambda key: own[key]["share"])
+
+
 def sites(result: Analysis, experiment: str) -> str:
     """What one of the experiments keeps at other sites."""
     own, titles, goals = result["experiments"][experiment], result["sites"], result["goals"]
-    alone = {key: row["share"] for key, row in own["sites"].items() if key != "all"}
-    poor = sorted((key for key in alone if alone[key] < goals["alone"]), key=lambda key: alone[key])
-    named = ", ".join(f"{titles[key].lower()} ({100 * alone[key]:.0f} %)" for key in poor[:4])
-    both = own["sites"]["all"]
+    poor, alone, both = _poor(result, experiment), len(own["sites"]) - 1, own["sites"]["all"]
+    named = ", ".join(f"{titles[key].lower()} ({100 * own['sites'][key]['share']:.0f} %)" for key in poor[:WORST])
     return (
         f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
-        f"keeps at least {100 * goals['alone']:g} in a hundred at {len(alone) - len(poor)} of {len(alone)} simulated "
+        f"keeps at least {100 * goals['alone']:g} in a hundred at {alone - len(poor)} of {alone} simulated "
         f"sites{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are "
         f"left ({_interval(both)})."
     )

@@ -203,8 +203,9 @@ def title_of(name: str, recorded: str = "") -> str:
 
 
 def in_sentence(title: str) -> str:
-    """A title inside of a sentence; proper names keep their capitals."""
-    return title if title[1:] != title[1:].lower() else title[0].lower() + title[1:]
+    """A title inside of a sentence; a proper name, as ResNet-18, keeps its capital."""
+    first = title.split()[0][1:]
+    return title if first != first.lower() else title[0].lower() + title[1:]
 
 
 Runs = dict[str, list[Record]]

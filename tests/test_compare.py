@@ -301,3 +301,16 @@ def test_memory_is_tested_at_the_size_it_was_claimed_at(tmp_path):
     row = compare.claims_table(records).loc["memory"]
     assert (row["measured"], row["low"], row["high"]) == ("4.17 ± 0.01 GB (n = 2)", 4.16, 4.18)
     assert row["verdict"] == compare.AGREES
+
+
+@pytest.mark.parametrize(
+    ("title", "inside"),
+    [
+        ("A slim ResNet-18", "a slim ResNet-18"),
+        ("ResNet-18, full recipe", "ResNet-18, full recipe"),
+        ("CutMix", "CutMix"),
+        ("Mixup", "mixup"),
+    ],
+)
+def test_a_proper_name_keeps_its_capital_inside_of_a_sentence(title, inside):
+    assert compare.in_sentence(title) == inside

@@ -120,6 +120,10 @@ def test_it_is_told_and_drawn(result, tmp_path):
     assert told.startswith(answers.sites(result, "best_short"))
     rival = result["experiments"]["grey_world"]["sites"]["all"]["accuracy"]
     assert f"With all changes together {100 * rival:.1f} % are left" in answers.sites(result, "grey_world")
+    poor = answers._poor(result, "best_short")
+    assert ("At these, in turn, most is named rightly by" in told) == bool(poor)
+    alone = result | {"experiments": {"best_short": result["experiments"]["best_short"]}}
+    assert answers.travel(alone) == answers.sites(result, "best_short")
     figure = limits.travel_sites(result)
     words = " ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
     assert all(title in words for title in result["sites"].values())
