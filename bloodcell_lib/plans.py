@@ -186,8 +186,8 @@ EXTRA = _named(
     _best("best_final", "Best recipe, all images", "best", part="all"),
     *(_best(f"best_fold{k}", f"Best recipe, fold {k + 1} of 5", "best_cv", part=f"fold{k}") for k in range(1, 5)),
     # What is tried on its short form below, and promises something elsewhere, on the whole recipe.
-    _best("best_white_point", "With a white point", "confirmed", seeds=0, model=_WHITE),
-    _best("best_remedies", "With all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
+    _best("best_white_point", "Best recipe, white point", "confirmed", seeds=0, model=_WHITE),
+    _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
