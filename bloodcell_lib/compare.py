@@ -20,20 +20,10 @@ from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
-ALONE = (
-    "cv",
-    "cv_pair",
-    "cv_clean",
-    "cv_short",
-    "unknown",
-    "best_cv",
-)  # groups of rows that are no rivals of the main model
-FURTHER = (
-    "speed",
-    "lever",
-    "best",
-    "confirmed",
-)  # groups of changes to the main recipe that the reference's study does not have
+# Groups of rows that are no rivals of the main model.
+ALONE = ("cv", "cv_pair", "cv_clean", "cv_short", "unknown", "best_cv")
+# Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
+FURTHER = ("speed", "lever", "best", "confirmed")
 BEYOND = (*FURTHER, *TRIED)
 LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
