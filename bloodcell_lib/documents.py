@@ -128,7 +128,7 @@ def results(study: Study) -> str:
     if not study.records:
         return NOTHING
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study)]
-    beyond = [sentences.best(study), verdicts.beyond(study)]
+    beyond = [sentences.best(study), sentences.doubts(study), verdicts.beyond(study)]
     made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
         "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "

@@ -183,7 +183,7 @@ def best(study: Study) -> str:
             rf"It was chosen on the split, the first fold; on the others it names {number(100 * right / n, 2)}\,\% of "
             rf"{count(n)} rightly ({interval})."
         )
-    return " ".join(filter(None, [*told, doubts(study)]))
+    return " ".join(filter(None, told))
 
 
 def doubts(study: Study) -> str:
@@ -204,7 +204,7 @@ def recipe(study: Study) -> str:
     best, main = (next((run.info for run in study.runs(name)), None) for name in ("best", "main"))
     sizes = [
         f"{number(i['model']['parameters'] / 1e6, 2)} million parameters, {number(i['model']['macs'] / 1e6)} million "
-        f"multiply-accumulates an image, {i['config']['train']['epochs']} epochs"
+        f"operations an image, {i['config']['train']['epochs']} epochs"
         for i in (best, main)
         if i
     ]

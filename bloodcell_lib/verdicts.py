@@ -63,7 +63,7 @@ def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
     """What the rows that the reference's study does not have do to accuracy; of one seed, that they are no result."""
     rows = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES & set(groups)]
     found = [row for row in rows if row["common_seeds"]]
-    told = []
+    told, screens = [], []
     for base in dict.fromkeys(BASES.get(group, "main") for group in groups):
         what = _what(study, base)
         rows = [row for row in found if BASES.get(row["group"], "main") == base]
@@ -74,7 +74,9 @@ def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
             first = f"Of {plural(len(judged), 'change')} to {what}{own}"
             told.append(_moved(first, judged))
         if screened:
-            told.append(_screened(what, sorted(screened, key=lambda row: row["difference"])))
+            screens.append(_screened(what, sorted(screened, key=lambda row: row["difference"])))
+    if screens:
+        told.append(f"With one seed, which screens and proves nothing, {'; '.join(screens)}.")
     if told:
         return " ".join(told)
     bases = dict.fromkeys(_what(study, BASES.get(group, "main")) for group in groups)
@@ -91,14 +93,10 @@ def _what(study: Study, base: str) -> str:
 
 def _screened(what: str, rows: Sequence[dict]) -> str:
     """Rows of one seed, from the lowest difference to the highest."""
-    first, last = rows[0], rows[-1]
-    words = [escape(in_sentence(row["title"])) for row in (first, last)]
-    more = f", to {signed(last['difference'])}, {words[1]}" if len(rows) > 1 else ""
-    lie = "lies at" if len(rows) == 1 else "lie from"
-    return (
-        f"With one seed, which screens and proves nothing, {plural(len(rows), 'change')} to {what} {lie} "
-        f"{signed(first['difference'])} points, {words[0]}{more}."
-    )
+    ends = [f"{signed(row['difference'])} ({escape(in_sentence(row['title']))})" for row in (rows[0], rows[-1])]
+    if len(rows) == 1:
+        return f"1 change to {what} lies at {ends[0]} points"
+    return f"{len(rows)} changes to {what} lie from {' to '.join(ends)} points"
 
 
 def lead(study: Study) -> str:

@@ -256,7 +256,7 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
     }
     assert verdicts.beyond(with_rows(**rows)) == (
         "Of 1 change to the main recipe beyond the reference's own, none differs from it in accuracy. With one seed, "
-        "which screens and proves nothing, 1 change to flips alone lies at $+$0.50 points, flips and quarter turns."
+        "which screens and proves nothing, 1 change to flips alone lies at $+$0.50 (flips and quarter turns) points."
     )
     names = [name for name, row in EXPERIMENTS.items() if row.group == "part"][:5]
     many = {
@@ -270,7 +270,7 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
     assert "5 differ from it in accuracy, most of all: l5 ($+$5.00" in told
     for row in many.values():
         row["common_seeds"] = 1
-    assert verdicts.beyond(with_rows(**many)).endswith("lie from $+$1.00 points, l1, to $+$5.00, l5.")
+    assert verdicts.beyond(with_rows(**many)).endswith("lie from $+$1.00 (l1) to $+$5.00 (l5) points.")
     assert verdicts.beyond(with_rows(), FURTHER) == (
         "No change to the main recipe, flips alone, the best recipe beyond the reference's own is measured yet."
     )
