@@ -250,7 +250,10 @@ GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))
 def experiment(name: str) -> Experiment:
     """The experiment called `name`. Raises BloodcellError for an unknown one."""
     if name not in EXPERIMENTS:
-        raise BloodcellError(f"Unknown experiment '{name}': choose one of {', '.join(EXPERIMENTS)}.")
+        raise BloodcellError(
+            f"Unknown experiment '{name}': choose one of {', '.join(STUDY)}, or one of those beyond the study, which "
+            "EXTRA in bloodcell_lib/plans.py lists."
+        )
     return EXPERIMENTS[name]
 
 

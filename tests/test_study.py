@@ -129,20 +129,21 @@ def test_cross_validation_takes_one_seed_unless_more_are_asked_for():
 
 def test_a_row_may_see_another_part_of_the_photograph_for_longer():
     cpu = plans.profile("cpu")
-    views = {name: Task(name, 0, "cpu").view for name in ("main", "with_close", "with_large")}
-    assert views == {"main": (96, 240), "with_close": (96, 200), "with_large": (128, 240)}
+    views = {name: Task(name, 0, "cpu").view for name in ("best_short", "short_close", "short_large")}
+    assert views == {"best_short": (96, 240), "short_close": (96, 200), "short_large": (128, 240)}
     assert cpu.view(replace(EXPERIMENTS["main"], crop=0)) == (96, None)
-    assert Task("with_longer", 0, "cpu").plan().train.epochs == 2 * cpu.epochs
+    epochs = [Task(name, 0, "cpu").plan().train.epochs for name in ("best_short", "short_longer")]
+    assert epochs == [plans.SHORT * cpu.epochs, 2 * plans.SHORT * cpu.epochs]
 
 
 def test_each_run_gets_the_images_that_its_row_sees(tmp_path, images):
-    found = run_all(tasks(tmp_path, ("main", "with_large"), (0,)), images)
+    found = run_all(tasks(tmp_path, ("best_short", "short_large"), (0,)), images)
     assert [row.state for row in found] == ["done", "done"]
     seen = {r.info["config"]["pixels"]: r.info["model"]["macs"] for r in load_records(tmp_path / PROFILE)}
     assert list(seen) == [64, 80] and seen[80] > 1.5 * seen[64]
     small = experiments.load_images(PROFILE, images, progress=False)
-    with pytest.raises(BloodcellError, match=r"with_wide.epochs=2 wants 64 pixels, not 80"):
-        wide = tasks(tmp_path, ("with_wide",), (0,), 2)[0]
+    with pytest.raises(BloodcellError, match=r"short_wide.epochs=2 wants 64 pixels, not 80"):
+        wide = tasks(tmp_path, ("short_wide",), (0,), 2)[0]
         experiments.run(wide, replace(small, images=torch.zeros(len(small), 3, 80, 80, dtype=torch.uint8)))
 
 
