@@ -20,9 +20,10 @@ class TrainConfig:
     optimiser: `adamw` (betas 0.9, 0.999) or `adam`, which gets no weight decay. schedule: `cosine` to `final_rate`
     (Loshchilov and Hutter 2017, without restarts), `step` (a tenth at 1/2 and again at 3/4 of the epochs) or
     `constant`; all after `warmup` epochs of linear rise. clip: largest gradient norm, 0 for none. average: decay of
-    the exponential average of the weights that is evaluated and kept, 0 for none. precision: `float32`, `float16`
-    or `bfloat16`; None takes float16 on CUDA and float32 elsewhere. start_size: the share of an image's side with
-    which training begins; see `side`. mixup, cutmix: alpha of the Beta distribution of `mixing`, 0 for none.
+    the exponential average of the weights that is evaluated and kept, which `trainer.blend` warms up; 0 for none.
+    precision: `float32`, `float16` or `bfloat16`; None takes float16 on CUDA and float32 elsewhere. start_size: the
+    share of an image's side with which training begins; see `side`. mixup, cutmix: alpha of the Beta distribution of
+    `mixing`, 0 for none.
     sharpness: how far a step first climbs, as a length in the space of the weights, before it takes the gradient there
     (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time.
     """

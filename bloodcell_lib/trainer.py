@@ -12,13 +12,14 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from bloodcell_lib import checkpoints, finer, graphs, mixing, models
@@ -153,7 +154,7 @@ class Trainer:
         self.model = models.build(self.model_config)
         self.model.standardise.fit(images.images)
         self.model.to(self.device, memory_format=torch.channels_last)
-        average = get_ema_multi_avg_fn(c.average) if c.average else None
+        average = partial(blend, c.average) if c.average else None
         self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if average else None
         maker = torch.optim.AdamW if c.optimiser == "adamw" else torch.optim.Adam
         decay = c.weight_decay if c.optimiser == "adamw" else 0.0
@@ -323,3 +324,13 @@ class Trainer:
         given = self.checkpoint, self._identity(), self._state(), self.generator
         self.history, self.seconds_before = checkpoints.restore(*given)
         self._fit_optimiser()  # the checkpoint may come from a run with a graph, or without
+
+
+@torch.no_grad()
+def blend(decay: float, averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+    """Moves averages, which hold `steps` steps already, towards the newest values: the kept share is `decay`, and less
+    in the beginning, (1 + steps) / (10 + steps), since weights of the first steps would stay in the average of a
+    short training (as TensorFlow's ExponentialMovingAverage with num_updates)."""
+    new = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
+    for average, value in zip(averages, values):
+        average.lerp_(value, new.to(value.dtype)) if value.is_floating_point() else average.copy_(value)
