@@ -86,6 +86,7 @@ _LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
 # Views that keep what a type is told by, size and colour; plain convolutions, which learn more an hour; and longer.
 _BEST_NETWORK, _SYMMETRIES = ModelConfig("slim_resnet"), replace(_FLIPS, turns=True)
 _WHITE = replace(_BEST_NETWORK, white_point=True)
+_WARM = TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05)
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -111,11 +112,12 @@ def _best(
     part: str = "split",
     seeds: int = 1,
     model: ModelConfig = _BEST_NETWORK,
+    train: TrainConfig = _MAIN,
     **augment: Any,
 ) -> Experiment:
     """The best recipe, whole."""
     augmented = replace(_SYMMETRIES, **augment)
-    return Experiment(name, title, group, model, _MAIN, augmented, part, seeds=seeds, length=1.5)
+    return Experiment(name, title, group, model, train, augmented, part, seeds=seeds, length=1.5)
 
 
 def _short(
@@ -188,6 +190,7 @@ EXTRA = _named(
     # What is tried on its short form below, and promises something elsewhere, on the whole recipe.
     _best("best_white_point", "Best recipe, white point", "confirmed", seeds=0, model=_WHITE),
     _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
+    _best("best_warm", "Best recipe, higher rate", "confirmed", seeds=0, train=_WARM),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -208,14 +211,11 @@ EXTRA = _named(
     _short("short_colour", "Mild colour", brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02),
     _short("short_stain", "Mild stain jitter", stain=0.2),
     _short("short_tint", "White balance", tint=0.2),
+    _short("short_blur", "Blur", blur=1.0),
     _short("short_mixup", "Mixup", train=TrainConfig(mixup=0.2)),
     _short("short_cutmix", "CutMix", train=TrainConfig(cutmix=1.0)),
     _short("short_average", "Averaged weights", train=TrainConfig(average=0.996)),
-    _short(
-        "short_warm",
-        "Higher rate, warm-up, more decay",
-        train=TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05),
-    ),
+    _short("short_warm", "Higher rate, warm-up, more decay", train=_WARM),
     _short("short_sharpness", "Sharpness-aware steps", train=TrainConfig(sharpness=0.05)),
     _short("short_small_batch", "Batches of 16", train=TrainConfig(batch_size=16)),
     _short("short_growing", "Images that grow", train=TrainConfig(start_size=0.5)),

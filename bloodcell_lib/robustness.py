@@ -45,7 +45,8 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 def rivals(experiment: str) -> tuple[str, ...]:
     """What is set beside an experiment: remedies that change it, else the best recipe beside main, else main."""
-    remedies = plans.variants(experiment, "robustness", "confirmed")
+    rows, changes = plans.EXPERIMENTS, plans.variants(experiment, "robustness", "confirmed")
+    remedies = [name for name in changes if rows[name].train == rows[experiment].train]  # another training is none
     return tuple(remedies) or (("best",) if experiment == "main" else ("main",))
 
 

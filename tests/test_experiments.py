@@ -75,11 +75,11 @@ def test_the_study_has_its_sixteen_rows_in_order():
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
     extra += ["growing_images", *(f"without_{name}" for name in NAMES), "with_turns", "with_slim_resnet"]
     best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_white_point"]
-    best += ["best_remedies", "best_short"]
+    best += ["best_remedies", "best_warm", "best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
-    assert len(parts) == 21 and all(name.startswith("short_") for name in parts)
+    assert len(parts) == 22 and all(name.startswith("short_") for name in parts)
     cleaning = [f"short_fold{k}" for k in range(1, 5)]
     cleaning += [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
     cleaning += [f"cv_clean{k}" for k in range(5)]
@@ -107,6 +107,7 @@ def test_each_ablation_changes_only_its_own_setting():
     assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
     assert differs("best_white_point", "best") == {"white_point"}
     assert differs("best_remedies", "best") == differs("all_remedies", "best_short")
+    assert differs("best_warm", "best") == differs("short_warm", "best_short")
     assert differs("best_short", "best") == set() and EXPERIMENTS["best_short"].length == plans.SHORT
     colours = {"brightness", "contrast", "saturation", "hue"}
     wanted = {
@@ -127,6 +128,7 @@ def test_each_ablation_changes_only_its_own_setting():
         "short_colour": colours,
         "short_stain": {"stain"},
         "short_tint": {"tint"},
+        "short_blur": {"blur"},
         "short_mixup": {"mixup"},
         "short_cutmix": {"cutmix"},
         "short_average": {"average"},
