@@ -21,6 +21,7 @@ NAMES = (
     "shortcuts",
     "robustness",
     "travel",
+    "reading",
     "unknown",
 )  # modules with an `analyse`
 

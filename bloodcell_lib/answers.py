@@ -189,6 +189,24 @@ def sites(result: Analysis, experiment: str) -> str:
     )
 
 
+def reading(result: Analysis) -> str:
+    """What is gained by reading how a photograph was taken, and undoing it."""
+    plain, undone, exact = *(result["experiments"][kind] for kind in ("plain", "undone")), result["exact"]
+    off = {name: 100 * exact[name]["median"] for name in exact}
+    light, change = max(off[name] for name in ("red", "green", "blue")), undone["difference"]
+    enough = sum(row["share"] >= result["goals"]["alone"] for key, row in undone["sites"].items() if key != "all")
+    before = sum(row["share"] >= result["goals"]["alone"] for key, row in plain["sites"].items() if key != "all")
+    return (
+        f"A network of {result['learnt']['parameters'] / 1e6:.2f} million parameters, which taught itself on the "
+        f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
+        f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
+        f"in haematoxylin and {off['eosin']:.0f} % in eosin. With all that undone, {enough} in place of {before} of "
+        f"{len(plain['sites']) - 1} sites keep the goal. {sites(result, 'undone')} Without it, "
+        f"{100 * plain['sites']['all']['accuracy']:.1f} % are. On unchanged pictures it costs "
+        f"{-change['points']:.2f} points ({-change['high']:+.2f} to {-change['low']:+.2f})."
+    )
+
+
 def unknown(result: Analysis) -> str:
     """How well the unknown is told from the known, by each score on average."""
     told = []
@@ -265,6 +283,7 @@ QUESTIONS: dict[str, tuple[str, Callable[[Analysis], str]]] = {
     "sanity": ("explain", sanity),
     "corruptions": ("robustness", corruptions),
     "travel": ("travel", travel),
+    "reading": ("reading", reading),
     "unknown": ("unknown", unknown),
     "labels": ("labels", labels),
     "finer": ("mistakes", finer),

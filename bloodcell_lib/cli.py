@@ -32,6 +32,10 @@ Data = Annotated[
     ),
 ]
 Profile = Annotated[str, typer.Option(help="Budget: demo, cpu or full.")]
+Normalise = Annotated[
+    bool,
+    typer.Option("--normalise", help="First undo another site's magnification, light and dyes, as read of each image."),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
 
 
@@ -215,6 +219,7 @@ def evaluate(
     mapping: Annotated[list[str], typer.Option("--map", help="A folder's class, old=new; old=- leaves it out.")] = [],  # noqa: B006
     crop: Annotated[Optional[float], typer.Option(help="Share of an external image's shorter side to keep.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="cpu or cuda, for external images.")] = None,  # noqa: UP045
+    normalise: Normalise = False,
     skip_bad: SkipBad = False,
 ) -> None:
     """Print accuracy with its interval, the classes one by one and the most frequent confusions.
@@ -231,10 +236,10 @@ def evaluate(
     if not chosen:
         raise BloodcellError(f"No record of {experiment} in {folder}: make one with `bloodcell train {experiment}`.")
     if external is not None:
-        _external(chosen, external, mapping, crop, device, skip_bad, published)
+        _external(chosen, external, mapping, crop, device, skip_bad, published, normalise)
         return
-    if mapping or crop is not None:
-        raise BloodcellError("--map and --crop are for another site's images: give these with --external.")
+    if mapping or crop is not None or normalise:
+        raise BloodcellError("--map, --crop and --normalise are for another site's images: give these with --external.")
     row, pooled = metrics.overview(chosen), metrics.pool(chosen)
     print(f"{experiment}, profile {profile}, {len(chosen)} run(s) on {chosen[0].info['data']['source']}")
     print(
@@ -245,14 +250,14 @@ def evaluate(
     print(metrics.top_confusions(metrics.confusion(pooled.labels, pooled.predicted)).to_string(index=False))
 
 
-def _external(chosen, folder, mapping, crop, device, skip_bad, published) -> None:
+def _external(chosen, folder, mapping, crop, device, skip_bad, published, normalise) -> None:
     """Scores and records another site's images."""
     from bloodcell_lib import external
 
     if published:
         raise BloodcellError("Published records have no weights: leave out --published to use this machine's.")
     _check_device(device)
-    result, path = external.evaluate(chosen, folder, external.parse_map(mapping), crop, device, skip_bad)
+    result, path = external.evaluate(chosen, folder, external.parse_map(mapping), crop, device, skip_bad, normalise)
     print(external.summary(result), f"recorded: {path}", sep="\n")
 
 
@@ -262,7 +267,8 @@ def trust(
     data: Data = None,
     experiment: Annotated[str, typer.Option(help="Whose runs.")] = "main",
     only: Annotated[
-        str, typer.Option(help="Some of trust, labels, mistakes, explain, shortcuts, robustness, travel, unknown.")
+        str,
+        typer.Option(help="Some of trust, labels, mistakes, explain, shortcuts, robustness, travel, reading, unknown."),
     ] = "",
     device: Annotated[Optional[str], typer.Option(help="cpu or cuda.")] = None,  # noqa: UP045
     skip_bad: SkipBad = False,
@@ -280,6 +286,34 @@ def trust(
     subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device, folder=folder)
     for path in analyses.make(subject, [name.strip() for name in only.split(",") if name.strip()] or analyses.NAMES):
         print(f"{path.stem:<12} {path}", flush=True)
+
+
+@app.command()
+def reader(
+    profile: Profile = "demo",
+    data: Data = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu or cuda.")] = None,  # noqa: UP045
+    publish: Annotated[bool, typer.Option("--publish", help="Also put it beside the published weights.")] = False,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Teach a network to read how a photograph was taken, from all images; `--normalise` undoes what it reads."""
+    import torch
+
+    from bloodcell_lib import analysis, experiments, export, plans
+    from bloodcell_lib import reader as eyes
+
+    budget = plans.profile(profile)
+    if publish:
+        export.check_packages()
+        if budget.disposable:
+            raise BloodcellError("The demo gives no results: publish the reader of cpu or full.")
+    _check_device(device)
+    folder = experiments.image_folder(data, profile)
+    cells = experiments.load_images(profile, folder, skip_bad, view=(analysis.PHOTOGRAPH, None))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    lesson = eyes.Lesson(budget.name, "all", cells, device)
+    eye = lesson.taught()
+    print(export.export_reader(eye.cpu(), eyes.about(lesson.file)) if publish else lesson.file)
 
 
 @app.command()
@@ -363,6 +397,7 @@ def predict(
     ] = "",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="All eight, in any format.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over turns and mirrorings; 8 times slower.")] = False,
+    normalise: Normalise = False,
 ) -> None:
     """Tell the class of each image, by the published weights."""
     form = form or (out.suffix[1:].lower() if out else "lines")
@@ -374,10 +409,10 @@ def predict(
     from bloodcell_lib import predict as labels
 
     files = labels.find(images)
-    network = labels.Network()
+    network, eye = labels.Network(), labels.Eye() if normalise else None
     # The file is begun first: a folder that cannot be written is told before any work is done.
     with paths.write_whole(out) if out else contextlib.nullcontext() as target:
-        predicted = labels.predict(files, network, tta)
+        predicted = labels.predict(files, network, tta, eye=eye)
         rows = list(tqdm(predicted, "predict", len(files), disable=None, unit="image", leave=False))
         bad, good = [row for row in rows if row.bad], [row for row in rows if not row.bad]
         if not good:

@@ -68,12 +68,12 @@ def shot_noise(x: Tensor, level: float, lot: Lot) -> Tensor:
     return lot.poisson(x * photons) / photons
 
 
-def jpeg(x: Tensor, level: float, lot: Lot) -> Tensor:
-    """Stored by the camera as JPEG of quality `level`, and read again."""
+def jpeg(x: Tensor, level: float, lot: Lot, camera: int = CAMERA) -> Tensor:
+    """Stored by the camera, of so many pixels a side, as JPEG of quality `level`, and read again."""
 
     def stored(pixels: np.ndarray) -> np.ndarray:
         picture, file = Image.fromarray(pixels), io.BytesIO()
-        picture.resize((CAMERA, CAMERA), Image.Resampling.BICUBIC).save(file, "JPEG", quality=int(level))
+        picture.resize((camera, camera), Image.Resampling.BICUBIC).save(file, "JPEG", quality=int(level))
         return np.asarray(Image.open(file).resize(picture.size, Image.Resampling.BILINEAR))
 
     whole = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -36,6 +36,7 @@ ASKED = {
     "sanity": "May the heat maps be believed?",
     "corruptions": "Another microscope.",
     "travel": "Another laboratory, simulated.",
+    "reading": "Can another laboratory be undone?",
     "unknown": "What it never saw.",
     "labels": "Are the labels right?",
     "finer": "Finer types.",

@@ -7,14 +7,16 @@ is rounded to half precision once. Both files hold these numbers; both are compu
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import io
 import json
 import logging
+import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -25,30 +27,32 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from bloodcell_lib import models, paths
 from bloodcell_lib.analysis import load_network
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.microscope import LOOK
 from bloodcell_lib.models import Classifier, ModelConfig
-from bloodcell_lib.predict import NAME, Network, load_set
+from bloodcell_lib.predict import NAME, READER, Network, load_set
 from bloodcell_lib.records import Record, load_record, stamp_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+M = TypeVar("M", bound=nn.Module)
 OPSET = 18  # the exporter's own, in every version of torch
 LARGEST = 2_000_000  # parameters of a network that is published: four megabytes a file, which git can keep
 TOLERANCE = 1e-4  # most that logits of the two libraries may differ, in units of the largest; they do by some 1e-6
 
 
 class FromBytes(nn.Module):
-    """A classifier behind images as decoders give them: uint8 (N, H, W, 3) -> logits float32 (N, 8)."""
+    """A network behind images as decoders give them: uint8 (N, H, W, 3) -> what it gives for floats (N, 3, H, W)."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(images.permute(0, 3, 1, 2).float() / 255)
+        return self.network(images.permute(0, 3, 1, 2).float() / 255)
 
 
-def fold(model: Classifier) -> Classifier:
+def fold(model: M) -> M:
     """Folds each batch norm into the convolution before it, in place; for evaluation alone."""
     model.eval()
     for layers in model.modules():
@@ -82,7 +86,22 @@ def export(run: Path, folder: Path | None = None) -> list[Path]:
         about = json.dumps({**record.info, "weights": weights}, indent=1, allow_nan=False)
         (home / f"{NAME}.json").write_text(about + "\n", encoding="utf-8")
         check_agreement(home)
+        if (folder / READER).exists():  # of which the run knows nothing
+            shutil.copyfile(folder / READER, home / READER)
     return [folder / name for name in (*contents, f"{NAME}.json")]
+
+
+def export_reader(eye: nn.Module, about: dict[str, str], folder: Path | None = None) -> Path:
+    """Writes a reader beside the weights, with what is said about it; gives the file. Raises BloodcellError as
+    `check_packages` does."""
+    check_packages()
+    file = (folder or paths.WEIGHTS) / READER
+    model = onnx_model(fold(copy.deepcopy(eye)), LOOK, "photographs", "readings")
+    for key, value in about.items():
+        model.metadata_props.add(key=key, value=value)
+    with paths.write_whole(file) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return file
 
 
 def missing_packages() -> list[str]:
@@ -132,7 +151,12 @@ def published(folder: Path | None = None) -> Classifier:
 
 
 def to_onnx(model: Classifier, pixels: int) -> bytes:
-    """The ONNX file of a folded model whose numbers half precision holds, for any number of images at once."""
+    """The ONNX file of a folded classifier whose numbers half precision holds, for any number of images at once."""
+    return onnx_model(model, pixels, "images", "logits").SerializeToString()
+
+
+def onnx_model(model: nn.Module, pixels: int, given: str, gives: str) -> ModelProto:
+    """A folded model behind bytes, with the names of what it is given and of what it gives."""
     images = torch.zeros(2, pixels, pixels, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -142,13 +166,13 @@ def to_onnx(model: Classifier, pixels: int) -> bytes:
             (images,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["images"],
-            output_names=["logits"],
+            input_names=[given],
+            output_names=[gives],
             opset_version=OPSET,
             optimize=True,
             verbose=False,
         )
-    return compact(program.model_proto).SerializeToString()
+    return compact(program.model_proto)
 
 
 def compact(model: ModelProto) -> ModelProto:

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
-from bloodcell_lib import data, decode, synthetic
+from bloodcell_lib import data, decode, microscope
 from bloodcell_lib.analysis import Subject, load_network, logits, record_analysis
 from bloodcell_lib.cells import CELL_TYPES, CLASS_MAP, NAMES, TITLES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.evaluate import change, confusion, over_seeds, top_confusions
+from bloodcell_lib.microscope import SIDE
+from bloodcell_lib.predict import Eye
 from bloodcell_lib.records import Record
 
-SIDE = min(synthetic.WIDTH, synthetic.HEIGHT)  # pixels of a course image's shorter side, which a drawn cell has too
 LEAVE_OUT = "-"
 
 
@@ -75,12 +75,18 @@ def find(folder: Path, mapping: dict[str, str] | None = None) -> list[data.Image
 
 
 def load(
-    folder: Path, pixels: int, share: float, mapping: dict[str, str] | None = None, skip_bad: bool = False
+    folder: Path,
+    pixels: int,
+    share: float,
+    mapping: dict[str, str] | None = None,
+    skip_bad: bool = False,
+    eye: Eye | None = None,
 ) -> CellImages:
     """The images at `pixels` x `pixels`: of each the central square that is `share` of its shorter side, resized.
 
-    Nothing is cached. Names are `<folder>/<file>`. Raises BloodcellError as `find` does, for a share outside (0, 1],
-    for unreadable files unless `skip_bad` leaves them out, and for images that the networks were trained on.
+    eye: reads of each how it was taken, which is undone before. Nothing is cached. Names are `<folder>/<file>`. Raises
+    BloodcellError as `find` does, for a share outside (0, 1], for unreadable files unless `skip_bad` leaves them out,
+    and for images that the networks were trained on.
     """
     if not 0 < share <= 1:
         raise BloodcellError(f"--crop {share:g} is no share of an image: give more than 0 and at most 1.")
@@ -97,10 +103,7 @@ def load(
     def one(path: Path) -> np.ndarray | OSError:
         try:
             image = decode.read(path)
-            side = max(1, round(share * min(image.size)))
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            square = image.crop((left, top, left + side, top + side))
-            return np.asarray(square.resize((pixels, pixels), Image.Resampling.BILINEAR))
+            return eye.undone([image], pixels, share * SIDE)[0] if eye else microscope.view(image, share, pixels)
         except OSError as error:
             return error
 
@@ -125,23 +128,26 @@ def evaluate(
     share: float | None = None,
     device: str | None = None,
     skip_bad: bool = False,
+    normalise: bool = False,
 ) -> tuple[dict[str, Any], Path]:
     """Scores a folder with the networks of one experiment's runs; gives the result and the file that keeps it.
 
-    share: of the shorter side, by default what training kept of the course's. The file is the analysis
+    share: of the shorter side, by default what training kept of the course's. normalise: whether what the published
+    reader reads of each photograph is undone, which the result says. The file is the analysis
     `external_<folder>` beside the runs, with `_<experiment>` for another one than main; a newer one takes its place.
     Raises BloodcellError as `load` and `load_network` do.
     """
     config, first = records[0].info["config"], records[0]
     if share is None:
         share = min(config["crop"] or SIDE, SIDE) / SIDE
-    cells = load(folder, config["pixels"], share, mapping, skip_bad)
+    eye = Eye() if normalise else None
+    cells = load(folder, config["pixels"], share, mapping, skip_bad, eye)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     subject = Subject(first.profile, cells, first.experiment, device, first.folder.parents[2])
     result: dict[str, Any] = {}
 
     def analyse(_: Subject) -> dict[str, Any]:
-        result.update(score(subject, records), crop=share, mapping=mapping or {})
+        result.update(score(subject, records), crop=share, mapping=mapping or {}, normalised=normalise)
         return result
 
     return result, record_analysis(re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}"), subject, analyse)
@@ -199,7 +205,8 @@ def summary(result: dict[str, Any]) -> str:
     rows = {TITLES[CLASS_MAP[name]]: row(found) for name, found in result["classes"].items()} | {"All": row(result)}
     absent = [cell.title.lower() for cell in CELL_TYPES if cell.name not in result["classes"]]
     lines = [
-        f"{result['images']} images, {result['seeds']} network(s), the central {result['crop']:.0%} of each image",
+        f"{result['images']} images, {result['seeds']} network(s), the central {result['crop']:.0%} of each image"
+        + ", normalised" * result.get("normalised", False),
         pd.DataFrame.from_dict(rows, orient="index").to_string(),
     ]
     if absent:

@@ -93,33 +93,37 @@ def corruption_curves(result: dict[str, Any]) -> Figure:
 @styled
 def travel_sites(result: dict[str, Any]) -> Figure:
     """Accuracy at each simulated site, of the experiment with its interval and of the best other one by its mean."""
+    found, name = result["experiments"], result["experiment"]
+    rivals = [other for other in found if other != name]
+    best = max(rivals, key=lambda other: found[other]["sites"]["all"]["accuracy"], default=None)
+    return _sites(result, found[name], title_of(name), found[best] if best else None, title_of(best) if best else "")
+
+
+@styled
+def reading_sites(result: dict[str, Any]) -> Figure:
+    """Accuracy at each simulated site where what was read of the photographs is undone, and where it is not."""
+    plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
+    return _sites(result, undone, "what was read is undone", plain, title_of(result["experiment"]))
+
+
+def _sites(
+    result: dict[str, Any], own: dict[str, Any], title: str, other: dict[str, Any] | None, other_title: str
+) -> Figure:
+    """One network's accuracy at each site with its interval, and another's."""
     rows = {"clean": "As it is", **result["sites"]}
-    found = result["experiments"]
-    own = {"clean": found[result["experiment"]]["clean"], **found[result["experiment"]]["sites"]}
-    seeds = found[result["experiment"]]["seeds"]
-    note = f"{result['images']} validation images, {seeds} seed{'s' * (seeds > 1)}; bars: 95 % interval"
+    values, y = {"clean": own["clean"], **own["sites"]}, range(len(rows))
+    note = f"{result['images']} validation images, {own['seeds']} seed{'s' * (own['seeds'] > 1)}; bars: 95 % interval"
     figure, ((ax,),) = canvas(0.6 + 0.2 * len(rows), note)
-    rivals = [name for name in found if name != result["experiment"]]
-    if rivals:
-        best = max(rivals, key=lambda name: found[name]["sites"]["all"]["accuracy"])
-        other = {"clean": found[best]["clean"], **found[best]["sites"]}
-        x = [100 * other[key]["accuracy"] for key in rows]
-        ax.plot(
-            x,
-            range(len(rows)),
-            "D",
-            color="#0072B2",
-            markerfacecolor="white",
-            markersize=4.5,
-            label=title_of(best),
-        )
+    if other:
+        x = [100 * {"clean": other["clean"], **other["sites"]}[key]["accuracy"] for key in rows]
+        ax.plot(x, y, "D", color="#0072B2", markerfacecolor="white", markersize=4.5, label=other_title)
     for i, key in enumerate(rows):
-        ax.plot([100 * own[key]["low"], 100 * own[key]["high"]], [i, i], color=INK, linewidth=2, alpha=0.4)
-    x = [100 * own[key]["accuracy"] for key in rows]
-    ax.plot(x, range(len(rows)), "o", color=INK, markersize=4.5, label=title_of(result["experiment"]))
+        ax.plot([100 * values[key]["low"], 100 * values[key]["high"]], [i, i], color=INK, linewidth=2, alpha=0.4)
+    x = [100 * values[key]["accuracy"] for key in rows]
+    ax.plot(x, y, "o", color=INK, markersize=4.5, label=title)
     ax.axvline(100 * result["goals"]["alone"] * own["clean"]["accuracy"], color=GREY, linewidth=0.8, dashes=(3, 2))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
-    ax.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
+    ax.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), yticks=y)
     goal = f"dashed: {100 * result['goals']['alone']:g} in a hundred of what it has as it is"
     ax.set_xlabel(f"accuracy (%); {goal}")
     ax.set_yticklabels(list(rows.values()))
@@ -197,5 +201,6 @@ FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
     "corruption_curves": ("robustness", lambda content: corruption_curves(content["result"])),
     "corruption_sheet": ("robustness", lambda _: corruption_sheet()),
     "travel_sites": ("travel", lambda content: travel_sites(content["result"])),
+    "reading_sites": ("reading", lambda content: reading_sites(content["result"])),
     "unknown_scores": ("unknown", lambda content: unknown_scores(content["result"])),
 }

@@ -2,7 +2,8 @@
 
 The weights are a set of three files that `export` writes: `<NAME>.onnx` (images uint8 (N, H, W, 3) -> logits
 float32 (N, 8)), `<NAME>.safetensors` (the same numbers for PyTorch) and `<NAME>.json` (the record of the run that
-made them, with the sha256 of both).
+made them, with the sha256 of both). Beside them lies `READER` (photographs uint8 (N, LOOK, LOOK, 3) -> what is read of
+them, float32 (N, 6)), which `microscope` undoes if asked to.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from bloodcell_lib import decode, paths
+from bloodcell_lib import decode, microscope, paths
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
 
@@ -31,7 +33,7 @@ from bloodcell_lib.errors import BloodcellError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-NAME = "classifier"
+NAME, READER = "classifier", "reader.onnx"
 BATCH = 8  # what a core's cache holds at 224 pixels; 32 images at once take 1.3 times as long for each
 
 
@@ -73,6 +75,29 @@ class Network:
         if not tta:
             return softmax(self.logits(images))
         return np.mean([softmax(self.logits(turned)) for turned in symmetries(images)], axis=0)
+
+
+class Eye:
+    """The published reader, which tells how photographs were taken. Raises BloodcellError if `folder` has none."""
+
+    def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
+        file = (folder or paths.WEIGHTS) / READER
+        try:
+            self.session = session(file.read_bytes(), threads)
+        except FileNotFoundError as error:
+            raise BloodcellError(
+                f"No reader {file}: make it with `bloodcell reader --profile cpu --publish`, or do without --normalise."
+            ) from error
+        except Exception as error:  # the runtime's own kinds, for what is no network
+            raise BloodcellError(f"{file} is damaged: make it with `bloodcell reader --publish` again.") from error
+
+    def read(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """What is read of whole photographs in RGB, float32 (n, 6), in the order of `microscope.READ`."""
+        return self.session.run(["readings"], {"photographs": np.stack([microscope.look(one) for one in images])})[0]
+
+    def undone(self, images: Sequence[Image.Image], pixels: int, crop: float | None) -> np.ndarray:
+        """Whole photographs as ours: uint8 (n, pixels, pixels, 3); crop as in `microscope.undone`."""
+        return microscope.undone(images, self.read(images), pixels, crop)
 
 
 def session(onnx: bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -157,20 +182,26 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 
 def predict(
-    files: dict[str, Path], network: Network, tta: bool = False, workers: int | None = None
+    files: dict[str, Path], network: Network, tta: bool = False, workers: int | None = None, eye: Eye | None = None
 ) -> Iterator[Prediction]:
-    """A prediction for each of `files`, in their order; `workers` threads (default: a core each) decode and compute."""
+    """A prediction for each of `files`, in their order; `workers` threads (default: a core each) decode and compute.
 
-    def one(path: Path) -> np.ndarray | str:
+    eye: reads of each photograph how it was taken, which is then undone.
+    """
+
+    def one(path: Path) -> np.ndarray | Image.Image | str:
         try:
-            return decode.to_pixels(path, network.pixels, network.crop)
+            return decode.read(path) if eye else decode.to_pixels(path, network.pixels, network.crop)
         except OSError as error:
             return (error.strerror or str(error)).rstrip(".")
+
+    def together(images: list[Any]) -> np.ndarray:
+        return eye.undone(images, network.pixels, network.crop) if eye else np.stack(images)
 
     def several(names: Sequence[str]) -> list[Prediction]:
         seen = [one(files[name]) for name in names]
         images = [image for image in seen if not isinstance(image, str)]
-        rows = iter(network.probabilities(np.stack(images), tta) if images else ())
+        rows = iter(network.probabilities(together(images), tta) if images else ())
         return [
             Prediction(name, None, bad=image) if isinstance(image, str) else Prediction(name, next(rows))
             for name, image in zip(names, seen)

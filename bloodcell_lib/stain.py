@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Optical density of each stain in red, green and blue light: Ruifrok and Johnston 2001, from their measured samples.
-HAEMATOXYLIN, EOSIN = (0.650, 0.704, 0.286), (0.072, 0.990, 0.105)
-DARKEST = 1 / 255  # a black pixel has no finite density
+from bloodcell_lib.microscope import DARKEST, EOSIN, HAEMATOXYLIN
 
 
 def basis(device: torch.device | str = "cpu") -> Tensor:

@@ -21,9 +21,10 @@ from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.corrupt import Lot
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
+from bloodcell_lib.microscope import SIDE
 from bloodcell_lib.robustness import bootstrap_mean, rivals, spread
 
-SIDE = 360  # pixels of a photograph's side, in which crops are given
+CAMERA = 336  # pixels of a photograph that is stored as JPEG, so that a crop of 240 has those of `corrupt`
 DEMO_IMAGES = 96
 ALONE, TOGETHER = 0.95, 0.9  # shares of the clean accuracy that a network should keep under one change, under all
 
@@ -32,7 +33,8 @@ ALONE, TOGETHER = 0.95, 0.9  # shares of the clean accuracy that a network shoul
 class Site:
     """What differs. zoom: lowest and highest magnification, one drawn for each cell, evenly in its logarithm. field:
     share of the photograph's side that the camera sees; its edge is repeated beyond. tint: largest change of each
-    colour channel, as a share. stain, blur, jpeg: levels of `corrupt`; 0 leaves them out."""
+    colour channel, as a share. stain, jpeg: levels of `corrupt`. blur: sigma as a share of the photograph's side. 0
+    leaves them out."""
 
     title: str
     zoom: tuple[float, float] = (1.0, 1.0)
@@ -52,9 +54,9 @@ SITES = {
     "field": Site("A small camera field", field=0.5),
     "tint": Site("Another white balance", tint=0.15),
     "stain": Site("Another strength of stain", stain=0.4),
-    "blur": Site("Softer optics", blur=0.01),
+    "blur": Site("Softer optics", blur=1 / 150),
     "jpeg": Site("Stronger JPEG", jpeg=20),
-    "all": Site("All of these", zoom=(0.5, 3.0), field=0.5, tint=0.15, stain=0.4, blur=0.01, jpeg=20),
+    "all": Site("All of these", zoom=(0.5, 3.0), field=0.5, tint=0.15, stain=0.4, blur=1 / 150, jpeg=20),
 }
 
 
@@ -131,32 +133,35 @@ def visit(photographs: Tensor, site: Site, pixels: int, crop: int | None, seed: 
     the same pictures.
     """
     lot, done = Lot(seed), []
+    seen = (crop or SIDE) / SIDE  # of the photograph's side
+    low, high = (math.log(bound) for bound in site.zoom)
     for part in photographs.split(corrupt.BATCH):
-        x = taken(part.float() / 255, site, pixels, crop, lot)
+        x = part.float() / 255
+        zoom = torch.exp(low + (high - low) * lot.uniform(x))
+        x = taken(x, zoom, torch.full_like(zoom, site.field), pixels, seen)
         if site.stain:
             x = corrupt.stain(x, site.stain, lot).clamp(0, 1)
         if site.tint:
             gains = torch.stack([lot.uniform(x) for _ in range(3)], 1)
             x = (x * (1 + site.tint * (2 * gains - 1))[:, :, None, None]).clamp(0, 1)
         if site.blur:
-            x = corrupt.blur(x, site.blur, lot)
+            x = corrupt.blur(x, site.blur / seen, lot)
         if site.jpeg:
-            x = corrupt.jpeg(x, site.jpeg, lot)
+            x = corrupt.jpeg(x, site.jpeg, lot, round(CAMERA * seen))
         done.append((x.clamp(0, 1) * 255).round().byte())
     return torch.cat(done)
 
 
-def taken(x: Tensor, site: Site, pixels: int, crop: int | None, lot: Lot) -> Tensor:
-    """The geometry of `visit`: float (B, 3, S, S) -> (B, 3, pixels, pixels), with the centre where it was."""
-    side = x.shape[-1]
-    edge = round(side * (1 - site.field) / 2)
-    x = x[..., edge : side - edge, edge : side - edge]
-    low, high = (math.log(bound) for bound in site.zoom)
-    zoom = torch.exp(low + (high - low) * lot.uniform(x))
-    share = (crop or SIDE) / SIDE / zoom / site.field  # of the camera's field
+def taken(x: Tensor, zoom: Tensor, field: Tensor, pixels: int, seen: float = 1.0) -> Tensor:
+    """What a camera sees of photographs: float (B, C, S, S) -> (B, C, pixels, pixels), with the centre where it was.
+
+    zoom: magnification, (B,); field: share of the side beyond which the edge is repeated, (B,); seen: share of the side
+    of what a camera sees that is kept.
+    """
     # As many samples a pixel as it covers, averaged: a mean, as a camera takes it, in place of single points.
-    finer = max(1, math.ceil(float(share.max()) * x.shape[-1] / pixels - 1e-3))
-    turn = torch.zeros(len(x), 2, 3, device=x.device)
-    turn[:, 0, 0] = turn[:, 1, 1] = share
-    grid = F.affine_grid(turn, [len(x), 3, pixels * finer, pixels * finer], align_corners=False)
+    finer = max(1, math.ceil(float(seen / zoom.min()) * x.shape[-1] / pixels - 1e-3))
+    n, edge = pixels * finer, field - 1 / x.shape[-1]  # the middle of the last pixel in it
+    at = seen * ((torch.arange(n, device=x.device) + 0.5) / n * 2 - 1) / zoom[:, None]  # (B, n), from -1 to 1
+    at = at.clamp(-edge[:, None], edge[:, None])
+    grid = torch.stack([at[:, None].expand(-1, n, -1), at[:, :, None].expand(-1, -1, n)], 3)
     return F.avg_pool2d(F.grid_sample(x, grid, padding_mode="border", align_corners=False), finer)

@@ -1,0 +1,180 @@
+"""How a photograph was taken, read from the photograph alone, by a small network that teaches itself.
+
+It needs no other site's images: each training image is shown as another microscope, camera or stain would have given
+it (`travel`), and what was done to it is what is to be read. What it learns is therefore how far a picture is from
+ours, along changes that were thought of; `microscope` undoes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bloodcell_lib import augment, corrupt, machine, paths, plans
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.layers import Standardise, conv_norm
+from bloodcell_lib.microscope import LOOK, READ
+from bloodcell_lib.stain import scale_stains
+from bloodcell_lib.travel import taken
+
+# A little beyond the sites of `travel` on either side, so that these are no ends of a scale.
+ZOOM, TINT, STAIN, FIELD, BLUR = (0.45, 3.3), 0.18, 0.45, 0.45, 0.008
+CHANGED = 0.8  # share of the pictures in which each of these is changed
+SPREAD = torch.tensor([0.3, 0.15, 0.15, 0.15, 0.4, 0.4])  # errors are measured in these, which says what counts more
+WIDTHS = (16, 32, 32, 64, 64, 128, 128, 128)
+SOURCE = 2 * LOOK  # pixels of a side of what it learns from, since an enlarged photograph shows more
+BATCH, RATE, DECAY, DELTA = 32, 2e-3, 1e-3, 0.3
+DEMO_EPOCHS = 8
+
+
+class Reader(nn.Module):
+    """Whole photographs, float (B, 3, LOOK, LOOK) in [0, 1] -> what is read of each, float (B, 6), in READ's order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.standardise = Standardise()
+        before = (3, *WIDTHS)
+        self.net = nn.Sequential(*(conv_norm(a, b, 3, 1 + (a != b)) for a, b in zip(before, WIDTHS)))
+        self.head = nn.Linear(WIDTHS[-1], len(READ))
+        self.register_buffer("spread", SPREAD.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(self.standardise(x)).mean((2, 3))) * self.spread
+
+
+def elsewhere(photographs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Photographs, uint8 (B, 3, S, S), as they may look elsewhere, float (B, 3, LOOK, LOOK), and what is to be read."""
+    n = len(photographs)
+
+    def draw(low: float, high: float, times: int = 1) -> Tensor:
+        """Uniform draws (B, times), 0 in all but CHANGED of the pictures."""
+        on = torch.rand(n, 1, generator=generator) < CHANGED
+        return (low + (high - low) * torch.rand(n, times, generator=generator)) * on
+
+    zoom = draw(*map(math.log, ZOOM))
+    light, dyes = (torch.log1p(draw(-most, most, times)) for most, times in ((TINT, 3), (STAIN, 2)))
+    field, sigma = 1 - draw(0, 1 - FIELD)[:, 0], draw(0, BLUR)[:, 0]
+    truth = torch.cat([zoom, light, dyes], 1)
+    field, sigma, told = (t.to(photographs.device) for t in (field, sigma, truth))
+    whole, x = photographs.float() / 255, torch.empty(n, 3, LOOK, LOOK, device=photographs.device)
+    less = told[:, 0] < 0  # half as many pixels are enough for these, which spares three quarters of the work
+    for some, source in ((less, F.avg_pool2d(whole, 2)), (~less, whole)):
+        if some.any():
+            x[some] = taken(source[some], told[some, 0].exp(), field[some], LOOK)
+    x = scale_stains(x, told[:, 4].exp(), told[:, 5].exp())
+    x = (x * told[:, 1:4].exp()[:, :, None, None]).clamp(0, 1)
+    return augment.blur(x, sigma * LOOK, BLUR * LOOK), told
+
+
+def learn(photographs: Tensor, epochs: int, seed: int = 0, device: torch.device | str = "cpu") -> Reader:
+    """A reader that has learnt from whole photographs, uint8 (n, 3, S, S), for so many passes over them."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    photographs = torch.cat([shrunk(x, SOURCE) for x in photographs.split(corrupt.BATCH)])
+    reader = Reader()
+    reader.standardise.fit(photographs)
+    reader.to(device, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(reader.parameters(), RATE, weight_decay=DECAY, fused=True)
+    steps = epochs * math.ceil(len(photographs) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.15)
+    for batch in _batches(len(photographs), epochs, generator):
+        x, truth = elsewhere(_turned(photographs[batch].to(device), generator), generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        F.huber_loss(reader(x) / reader.spread, truth / reader.spread, delta=DELTA).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+    return reader.eval()
+
+
+def shrunk(images: Tensor, pixels: int) -> Tensor:
+    """uint8 (n, 3, S, S) -> uint8 (n, 3, pixels, pixels), as a mean over what a pixel covers."""
+    x = F.interpolate(images.float(), (pixels, pixels), mode="bilinear", antialias=True)
+    return x.round().clamp(0, 255).byte()
+
+
+def _batches(n: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
+    for _ in range(epochs):
+        yield from torch.randperm(n, generator=generator).tensor_split(math.ceil(n / BATCH))
+
+
+def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch in one of the eight ways in which a square lies."""
+    turns, mirrored = torch.randint(0, 4, (), generator=generator), torch.rand((), generator=generator) < 0.5
+    x = x.rot90(int(turns), (2, 3))
+    return x.flip(3) if mirrored else x
+
+
+@torch.no_grad()
+def read(reader: Reader, looks: Tensor) -> Tensor:
+    """What is read of whole photographs, uint8 (n, 3, LOOK, LOOK): float32 (n, 6) on the CPU."""
+    device = reader.head.weight.device
+    parts = (x.to(device, torch.float32) / 255 for x in looks.split(corrupt.BATCH))
+    return torch.cat([reader(x.contiguous(memory_format=torch.channels_last)).cpu() for x in parts])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a reader is made of: whole photographs of one part of the images of a profile, and how long it learns."""
+
+    profile: str
+    part: str
+    photographs: CellImages
+    device: str = "cpu"
+    runs: Path | None = None
+
+    @property
+    def epochs(self) -> int:
+        """As many passes as the best recipe makes under the profile; a demo makes `DEMO_EPOCHS`."""
+        profile = plans.profile(self.profile)
+        return DEMO_EPOCHS if profile.disposable else round(profile.epochs * plans.experiment("best").length)
+
+    @property
+    def file(self) -> Path:
+        """Where the weights are kept."""
+        return (self.runs or paths.RUNS) / self.profile / "readers" / f"{self.part}.safetensors"
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What tells this reader from others."""
+        return {"images": self.photographs.fingerprint, "part": self.part, "epochs": str(self.epochs)}
+
+    def taught(self) -> Reader:
+        """The reader: the one that is kept, else a new one, which is kept."""
+        if self.file.exists() and about(self.file).items() >= self.about.items():
+            return load(self.file).to(self.device)
+        reader = learn(self.photographs.images, self.epochs, device=self.device)
+        state = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
+        with paths.write_whole(self.file) as temporary:
+            safetensors.torch.save_file(state, temporary, {**self.about, "commit": machine.commit() or ""})
+        return reader
+
+
+def about(file: Path) -> dict[str, str]:
+    """What is said of a kept reader. Raises BloodcellError if the file is damaged."""
+    try:
+        with safetensors.safe_open(file, "pt") as kept:
+            return kept.metadata() or {}
+    except Exception as error:  # safetensors raises kinds of its own
+        raise BloodcellError(f"{file} is damaged: remove it, and it is made again.") from error
+
+
+def load(file: Path) -> Reader:
+    """A kept reader, ready to read. Raises BloodcellError if it is missing or damaged."""
+    reader = Reader()
+    try:
+        reader.load_state_dict(safetensors.torch.load_file(file))
+    except FileNotFoundError as error:
+        raise BloodcellError(f"No reader {file}: make it with `bloodcell reader`.") from error
+    except Exception as error:  # of torch or safetensors, for a damaged or foreign file
+        raise BloodcellError(f"{file} is damaged: remove it, and it is made again.") from error
+    return reader.eval()

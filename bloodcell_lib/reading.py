@@ -1,0 +1,90 @@
+"""What it gains at other sites, simulated, to read from each photograph how it was taken, and to undo it.
+
+The reader learns from the training images of the same split, and everything from the whole photograph onwards is what
+`predict` does, file by file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bloodcell_lib import experiments, microscope, plans, reader, travel
+from bloodcell_lib.analysis import Subject, logits
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.microscope import READ, SIDE
+from bloodcell_lib.reader import Reader
+from bloodcell_lib.robustness import spread
+from bloodcell_lib.travel import SITES, Site
+
+PART = 128  # photographs that are held as pictures at once
+KINDS = ("plain", "undone")
+
+
+def analyse(subject: Subject) -> dict[str, Any]:
+    """Accuracy of the experiment's networks at every site without and with it, and how exact the readings are.
+
+    images: how many; sites: their titles; `experiments` holds `travel.judged` of both kinds, whose difference is of
+    unchanged pictures. exact: `exactness`. left: share of unchanged photographs whose magnification is left alone. A
+    demo is bounded as that of `travel`. Raises BloodcellError where the subject has no folder of photographs.
+    """
+    config = subject.records[0].info["config"]
+    part = config["part"]
+    train, held_out = (subject.photographs(cells) for cells in experiments.divide(subject.cells, part))
+    if plans.profile(subject.profile).disposable:
+        train, held_out = (spread(cells, travel.DEMO_IMAGES) for cells in (train, held_out))
+    eye = reader.Lesson(subject.profile, part, train, subject.device, subject.runs).taught()
+    networks = [subject.network(record) for record in subject.peers(subject.experiment)]
+    right: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in KINDS}
+    for key, site in {"clean": Site("As it is"), **SITES}.items():
+        views, readings = seen(held_out, site, eye, config["pixels"], config["crop"])
+        if key == "clean":
+            steady = float((np.abs(readings[:, 0]) < microscope.STEADY).mean())
+        for kind in KINDS:
+            said = [logits(network, views[kind]).argmax(1) for network in networks]
+            right[kind][key] = np.stack([(one == held_out.labels).numpy() for one in said])
+    return {
+        "images": len(held_out),
+        "experiment": subject.experiment,
+        "sites": {key: site.title for key, site in SITES.items()},
+        "goals": {"alone": travel.ALONE, "together": travel.TOGETHER},
+        "experiments": {kind: travel.judged(right[kind], right["plain"]) for kind in KINDS},
+        "exact": exactness(eye, held_out),
+        "left": steady,
+        "learnt": {"images": len(train), "parameters": sum(p.numel() for p in eye.parameters())},
+    }
+
+
+def seen(
+    photographs: CellImages, site: Site, eye: Reader, pixels: int, crop: int | None
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """What a network sees of a site's photographs, uint8 (n, 3, pixels, pixels), plain and with what was read undone;
+    and what was read, (n, 6)."""
+    views: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+    readings = []
+    taken = travel.visit(photographs.images, site, SIDE, None)
+    for part in taken.permute(0, 2, 3, 1).contiguous().split(PART):
+        pictures = [Image.fromarray(one.numpy()) for one in part]
+        looks = torch.from_numpy(np.stack([microscope.look(one) for one in pictures])).permute(0, 3, 1, 2)
+        readings.append(reader.read(eye, looks).numpy())
+        for kind, undo in zip(KINDS, (np.zeros_like(readings[-1]), readings[-1])):
+            views[kind].append(microscope.undone(pictures, undo, pixels, crop))
+    together = {kind: torch.from_numpy(np.concatenate(views[kind])).permute(0, 3, 1, 2) for kind in KINDS}
+    return together, np.concatenate(readings)
+
+
+@torch.no_grad()
+def exactness(eye: Reader, held_out: CellImages, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Of photographs changed as in learning: for each of READ the median and the 90th percentile of the factor by which
+    a reading is off, less 1 (0.1: a tenth too large, or as much too small)."""
+    generator = torch.Generator().manual_seed(seed)
+    off = []
+    for part in held_out.images.split(PART):
+        x, truth = reader.elsewhere(reader.shrunk(part, reader.SOURCE).to(eye.spread.device), generator)
+        off.append((eye(x) - truth).abs().cpu())
+    factors = torch.cat(off).exp() - 1
+    median, most = factors.quantile(torch.tensor([0.5, 0.9]), dim=0).tolist()
+    return {name: {"median": m, "most": q} for name, m, q in zip(READ, median, most)}

@@ -1,0 +1,104 @@
+"""What was done to a photograph is undone, exactly where it was read exactly."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bloodcell_lib import decode, microscope, synthetic, travel
+from bloodcell_lib.microscope import LOOK, READ, STEADY
+from bloodcell_lib.stain import scale_stains
+
+NOTHING = np.zeros((1, len(READ)))
+
+
+@pytest.fixture(scope="module")
+def cell() -> Image.Image:
+    return synthetic.draw("neutrophil", np.random.default_rng(3))
+
+
+def reading(**factors: float) -> np.ndarray:
+    return np.array([[math.log(factors.get(name, 1.0)) for name in READ]])
+
+
+def as_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def as_picture(x: torch.Tensor) -> Image.Image:
+    return Image.fromarray((x[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean difference, in levels of 255."""
+    return float(np.abs(a.astype(float) - b.astype(float)).mean())
+
+
+@pytest.mark.parametrize("crop", [240, None, 200])
+def test_of_ours_nothing_is_changed(cell, tmp_path, crop):
+    cell.save(tmp_path / "cell.png")
+    expected = decode.to_pixels(tmp_path / "cell.png", 96, crop or 360)
+    found = microscope.undone([cell], NOTHING, 96, crop)[0]
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert microscope.look(cell).shape == (LOOK, LOOK, 3)
+
+
+def test_light_and_dyes_are_taken_back(cell):
+    factors = {"red": 0.96, "green": 0.92, "blue": 0.87, "haematoxylin": 0.7, "eosin": 1.3}
+    light = torch.tensor([factors[name] for name in ("red", "green", "blue")])[None, :, None, None]
+    dyed = scale_stains(as_tensor(cell), torch.tensor([0.7]), torch.tensor([1.3]))
+    other = as_picture(dyed * light)
+    ours = microscope.undone([cell], NOTHING, 96)
+    before, after = (
+        apart(np.asarray(microscope.undone([other], NOTHING, 96)), ours),
+        apart(microscope.undone([other], reading(**factors), 96), ours),
+    )
+    assert before > 8 and after < 1.5, (before, after)
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.4, 2.0])
+def test_another_magnification_is_taken_back(cell, zoom):
+    square = as_tensor(cell)[..., :360, :360]
+    other = as_picture(travel.taken(square, torch.tensor([zoom]), torch.ones(1), 360))
+    ours = microscope.undone([as_picture(square)], NOTHING, 96, 160)
+    assert apart(microscope.undone([other], NOTHING, 96, 160), ours) > 6
+    assert apart(microscope.undone([other], reading(zoom=zoom), 96, 160), ours) < 3
+
+
+def test_what_may_be_a_mistake_of_reading_is_left_alone(cell):
+    ours = microscope.undone([cell], NOTHING, 96, 240)
+    assert np.array_equal(microscope.undone([cell], reading(zoom=math.exp(0.95 * STEADY)), 96, 240), ours)
+    assert not np.array_equal(microscope.undone([cell], reading(zoom=math.exp(1.05 * STEADY)), 96, 240), ours)
+
+
+def test_each_picture_has_its_own_reading_and_size(cell):
+    wide = cell.resize((500, 400))
+    readings = np.concatenate([reading(zoom=2, red=0.9), NOTHING, reading(eosin=1.2)])
+    together = microscope.undone([cell, wide, wide], readings, 48, 240)
+    alone = [microscope.undone([one], readings[i : i + 1], 48, 240)[0] for i, one in enumerate((cell, wide, wide))]
+    assert np.array_equal(together, np.stack(alone))
+    assert apart(together[1], microscope.undone([wide.resize((450, 360))], NOTHING, 48, 240)[0]) < 2
+
+
+def test_beyond_the_edge_is_the_edge():
+    grey = Image.new("RGB", (120, 90), (10, 200, 90))
+    found = microscope.view(grey, 3.0, 32)
+    assert found.shape == (32, 32, 3) and (found == np.array([10, 200, 90])).all()
+    assert microscope.view(Image.new("RGB", (1, 1), "white"), 0.1, 8).shape == (8, 8, 3)
+
+
+def test_black_and_white_stay_numbers():
+    flat = np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)])
+    found = microscope.recoloured(flat, np.repeat(reading(red=0.5, haematoxylin=3, eosin=0.2), 2, 0))
+    assert found.dtype == np.uint8 and (found[1] == 255).all() and found[0].mean() < 200
+
+
+def test_it_imports_no_torch():
+    code = "import sys, bloodcell_lib.microscope; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

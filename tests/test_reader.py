@@ -1,0 +1,92 @@
+"""A reader that really learns, from drawn cells, and the file it is kept in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bloodcell_lib import reader, synthetic
+from bloodcell_lib.data import CellImages
+from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.microscope import LOOK, READ
+from bloodcell_lib.reader import Lesson
+
+
+@pytest.fixture(scope="module")
+def photographs() -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    names = ("neutrophil", "lymphocyte", "platelet", "eosinophil")
+    drawn = [synthetic.draw(names[i % 4], rng).resize((192, 192)) for i in range(96)]
+    return torch.from_numpy(np.stack([np.asarray(one) for one in drawn])).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture(scope="module")
+def learnt(photographs):
+    return reader.learn(photographs[:80], epochs=14)
+
+
+def test_it_learns_to_read_what_was_done(photographs, learnt):
+    seen, truth = reader.elsewhere(photographs[80:].repeat(8, 1, 1, 1), torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        off = (learnt(seen) - truth).abs().mean(0)
+    guess = (truth - truth.median(0).values).abs().mean(0)  # the best that one can say without a look
+    for name, own, blind in zip(READ[:4], off, guess):  # the dyes take longer
+        assert own < blind, name
+    assert off[0] < 0.6 * guess[0] and off[1:4].mean() < 0.6 * guess[1:4].mean()
+
+
+def test_what_is_drawn_is_what_is_told(photographs):
+    seen, truth = reader.elsewhere(photographs.repeat(4, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert seen.shape == (384, 3, LOOK, LOOK) and seen.min() >= 0 and seen.max() < 1 + 1e-5
+    assert truth.shape == (384, len(READ)) and np.log(0.45) <= truth[:, 0].min() and truth[:, 0].max() <= np.log(3.3)
+    # One draw says of light, of dyes and of magnification whether it is changed.
+    for some in ([0], [1, 2, 3], [4, 5]):
+        left = (truth[:, some] == 0).all(1)
+        assert torch.equal(left, (truth[:, some] == 0).any(1)) and left.float().mean() == pytest.approx(0.2, abs=0.07)
+    again = reader.elsewhere(photographs.repeat(4, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert torch.equal(seen, again[0]) and torch.equal(truth, again[1])
+    brighter = truth[:, 1:4].mean(1) > 0.05
+    darker = truth[:, 1:4].mean(1) < -0.05
+    assert seen[brighter].mean() > seen[darker].mean()
+
+
+def test_looks_are_read_one_as_many(photographs, learnt):
+    looks = reader.shrunk(photographs[:5], LOOK)
+    together = reader.read(learnt, looks)
+    assert together.shape == (5, len(READ)) and together.dtype == torch.float32
+    torch.testing.assert_close(torch.cat([reader.read(learnt, one) for one in looks.split(1)]), together)
+
+
+def test_the_same_seed_is_the_same_reader(photographs):
+    first, second, other = (reader.learn(photographs[:32], 1, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_it_is_kept_and_made_again_for_other_images(photographs, tmp_path, monkeypatch):
+    labels = torch.arange(40) % 8
+    cells = CellImages(
+        photographs[:40], labels, tuple(map(str, range(40))), tuple(f"{i:064x}" for i in range(40)), "drawn"
+    )
+    lesson = Lesson("demo", "split", cells, runs=tmp_path)
+    kept = lesson.taught()
+    assert lesson.file == tmp_path / "demo" / "readers" / "split.safetensors"
+    assert reader.about(lesson.file).items() >= {"part": "split", "images": cells.fingerprint, "epochs": "8"}.items()
+    monkeypatch.setattr(reader, "learn", lambda *_, **__: pytest.fail("it was there"))
+    again = lesson.taught()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in kept.state_dict().items())
+    monkeypatch.undo()
+    fewer = replace(lesson, photographs=cells.subset(range(24)))
+    fewer.taught()
+    assert reader.about(lesson.file)["images"] == fewer.photographs.fingerprint
+
+    assert Lesson("cpu", "all", cells).epochs == 30  # the best recipe's
+
+    lesson.file.write_bytes(b"no weights")
+    with pytest.raises(BloodcellError, match="is damaged: remove it"):
+        lesson.taught()
+    with pytest.raises(BloodcellError, match=r"No reader .*make it with `bloodcell reader`"):
+        reader.load(tmp_path / "none.safetensors")

@@ -1,0 +1,76 @@
+"""What it gains to undo how a photograph was taken, with networks and a reader that were really trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small_runs
+import torch
+
+from bloodcell_lib import analysis, answers, documents, experiments, limits, reading, style
+from bloodcell_lib.microscope import READ
+from bloodcell_lib.reader import Lesson
+from bloodcell_lib.travel import SITES, Site
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    with small_runs.trained(tmp_path_factory.mktemp("reading"), [("best", 0), ("best", 1)]) as subject:
+        yield replace(subject, experiment="best")
+
+
+@pytest.fixture(scope="module")
+def result(subject):
+    path = analysis.record_analysis("reading", subject, reading.analyse)
+    return analysis.load_analyses(path.parent.parent)["reading_best"]["result"]
+
+
+@pytest.fixture(scope="module")
+def eye(subject, result):
+    train = subject.photographs(experiments.divide(subject.cells, "split")[0])
+    lesson = Lesson("demo", "split", train, runs=subject.runs)
+    before = lesson.file.stat().st_mtime_ns
+    eye = lesson.taught()
+    assert lesson.file.stat().st_mtime_ns == before, "the analysis has taught it"
+    return eye
+
+
+def test_both_kinds_are_judged_at_every_site(result):
+    assert list(result["experiments"]) == ["plain", "undone"]
+    for row in result["experiments"].values():
+        assert (row["seeds"], list(row["sites"])) == (2, list(SITES))
+    assert result["experiments"]["plain"]["difference"] == {"points": 0, "low": 0, "high": 0}
+    assert list(result["exact"]) == list(READ) and 0 <= result["left"] <= 1
+    assert all(0 < row["median"] <= row["most"] for row in result["exact"].values())
+    assert result["learnt"] == {"images": 76, "parameters": result["learnt"]["parameters"]}
+
+
+def test_unchanged_and_plain_is_what_the_run_saw(subject, eye):
+    held_out = subject.held_out(subject.records[0])
+    views, readings = reading.seen(subject.photographs(held_out), Site("same"), eye, 32, 200)
+    assert readings.shape == (len(held_out), len(READ))
+    off = (views["plain"].float() - held_out.images.float()).abs().mean()
+    assert off < 4, "the same photographs, resized in two steps more"
+    again = reading.seen(subject.photographs(held_out), Site("same"), eye, 32, 200)
+    assert torch.equal(views["undone"], again[0]["undone"]) and np.array_equal(readings, again[1])
+
+
+def test_the_reader_never_saw_what_is_judged(subject, eye):
+    train, held_out = experiments.divide(subject.cells, "split")
+    assert not set(train.sha256) & set(held_out.sha256)
+    about = {name: str(value) for name, value in Lesson("demo", "split", train).about.items()}
+    assert about["images"] == train.fingerprint
+
+
+def test_it_is_told_and_drawn(result, tmp_path):
+    told = answers.answer("reading", {"reading": {"result": result}})
+    assert "reads how a photograph was taken" in told and "in place of" in told and "On unchanged pictures" in told
+    assert answers.sites(result, "undone") in told
+    assert documents.ASKED["reading"]
+    figure = limits.reading_sites(result)
+    words = " ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
+    assert all(title in words for title in result["sites"].values()) and "is undone" in words
+    for path in style.save(figure, "reading_sites", tmp_path):
+        assert path.stat().st_size > 5_000
