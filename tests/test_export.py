@@ -17,15 +17,17 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load, save
 from trained import network_of
 
-from bloodcell_lib import decode, export, models, predict
+from bloodcell_lib import decode, export, models, predict, reader
 from bloodcell_lib.cells import CLASS_MAP
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.predict import NAME, Network
+from bloodcell_lib.predict import NAME, READER, Network
+from bloodcell_lib.reader import Reader
 
 FILES = [f"{NAME}.json", f"{NAME}.onnx", f"{NAME}.safetensors"]
 
@@ -69,7 +71,7 @@ def test_both_files_hold_the_same_numbers_in_half_precision(weights: Path) -> No
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
     graph = onnx.load(weights / f"{NAME}.onnx").graph
     stored = {
-        i.name.removeprefix("classifier.").removesuffix(".half"): numpy_helper.to_array(i) for i in graph.initializer
+        i.name.removeprefix("network.").removesuffix(".half"): numpy_helper.to_array(i) for i in graph.initializer
     }
     for name, tensor in tensors.items():
         if not name.startswith("standardise."):  # which the exporter gives a shape of its own
@@ -208,3 +210,21 @@ def test_the_command_publishes_what_predict_reads(published: Path, weights: Path
     assert json.loads(done.stdout) == {
         row.name: row.label for row in predict.predict(predict.find([drawn / "test"]), Network(weights))
     }
+
+
+def test_a_reader_is_the_same_in_both_and_outlives_new_weights(run: Path, weights: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    torch.manual_seed(0)
+    eye = Reader().eval()
+    with torch.no_grad():
+        eye.head.weight.normal_()
+    file = export.export_reader(eye, {"part": "all", "images": "none"}, folder)
+    assert file == folder / READER and file.stat().st_size < 2_000_000
+    said = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert said == {"part": "all", "images": "none"}
+    looks = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+    found = predict.Eye(folder).read([Image.fromarray(one) for one in looks])
+    expected = reader.read(eye, torch.from_numpy(looks).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+    export.export(run, folder)
+    assert sorted(contents(folder)) == sorted([*FILES, READER])

@@ -11,7 +11,20 @@ import small_runs
 import torch
 from PIL import Image
 
-from bloodcell_lib import analysis, cli, data, evaluate, external, paths, plans, records, synthetic
+from bloodcell_lib import (
+    analysis,
+    cli,
+    data,
+    evaluate,
+    export,
+    external,
+    paths,
+    plans,
+    predict,
+    reader,
+    records,
+    synthetic,
+)
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
 
@@ -40,6 +53,24 @@ def site(tmp_path):
 
 def command(*arguments) -> None:
     cli.app(["evaluate", *map(str, arguments)], standalone_mode=False)
+
+
+def test_what_is_read_of_a_site_is_undone_where_that_is_asked_for(subject, site, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    eye = reader.Reader().eval()
+    with torch.no_grad():  # reads a blue light whatever it sees: 0.8 of ours in red
+        eye.head.weight.zero_()
+        eye.head.bias.copy_(torch.tensor([0, np.log(0.8), 0, 0, 0, 0]) / eye.spread)
+    export.export_reader(eye, {}, tmp_path)
+    monkeypatch.setattr(paths, "WEIGHTS", tmp_path)
+    command("--external", site, "--normalise")
+    out = capsys.readouterr().out
+    assert "normalised" in out.splitlines()[0]
+    assert analysis.load_analyses(subject.runs / "demo")["external_Sítio_B"]["result"]["normalised"] is True
+    plain, undone = (external.load(site, 32, 200 / 360, eye=one).images for one in (None, predict.Eye()))
+    inner = plain[:, 0] < 150  # what is not cut off at white
+    assert undone[:, 0][inner].float().mean() == pytest.approx(plain[:, 0][inner].float().mean().item() / 0.8, rel=0.02)
+    assert (undone[:, 1:].int() - plain[:, 1:].int()).abs().max() <= 1
 
 
 def test_a_site_is_scored_and_recorded(subject, site, capsys):

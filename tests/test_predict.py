@@ -19,7 +19,7 @@ import torch
 from odd_images import BAD
 from PIL import Image
 
-from bloodcell_lib import decode, export, paths, predict
+from bloodcell_lib import decode, export, paths, predict, reader, synthetic
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.predict import BATCH, Network, Prediction
@@ -283,6 +283,51 @@ def test_what_is_no_whole_set_is_refused(weights: Path, tmp_path: Path, damage: 
         export.published(folder)
 
 
+# Photographs of another microscope
+
+
+@pytest.fixture(scope="module")
+def with_reader(weights: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights beside a reader that was taught by the drawn cells, if only for a moment."""
+    folder = shutil.copytree(weights, tmp_path_factory.mktemp("eye") / "weights")
+    whole = np.stack([decode.to_pixels(path, 192, 360) for path in sorted(drawn.glob("train/*/*.jpg"))])
+    eye = reader.learn(torch.from_numpy(whole).permute(0, 3, 1, 2), epochs=20)
+    export.export_reader(eye, {"part": "all"}, folder)
+    return folder
+
+
+def test_what_is_read_is_undone_before_a_label_is_given(with_reader: Path, mine: Path, tmp_path: Path) -> None:
+    half = {}
+    for path in sorted(mine.iterdir()):  # the same cells at half the magnification, in a yellow light
+        small = Image.open(path).resize((180, 180))
+        wide = np.pad(np.asarray(small), ((90, 90), (90, 90), (0, 0)), mode="edge") * np.array([1, 0.97, 0.86])
+        Image.fromarray(wide.astype(np.uint8)).save(path)
+        half[path.name] = path
+    network, eye = Network(with_reader), predict.Eye(with_reader)
+    readings = eye.read([decode.read(path) for path in half.values()])
+    assert readings.shape == (11, 6) and readings[:, 0].mean() < -0.15, "half is log 0.5 = -0.69"
+    assert readings[:, 3].mean() < readings[:, 1].mean() - 0.05, "blue is less than red"
+    files = predict.find([mine])
+    plain, undone = (list(predict.predict(files, network, eye=one)) for one in (None, eye))
+    by_hand = network.probabilities(eye.undone([decode.read(path) for path in files.values()], 96, 240))
+    np.testing.assert_allclose(np.stack([row.probabilities for row in undone]), by_hand, atol=1e-4)
+    assert np.abs(by_hand - np.stack([row.probabilities for row in plain])).max() > 0.01
+
+    (mine / "broken.jpg").write_bytes(b"no image")
+    done = bloodcell(mine, "--normalise", "--out", tmp_path / "o.json", weights=with_reader)
+    assert done.returncode == 3 and "Left out: broken.jpg" in done.stderr
+    assert list(json.loads((tmp_path / "o.json").read_text()).values()) == [row.label for row in undone]
+
+
+def test_without_a_reader_the_command_says_how_to_make_one(weights: Path, mine: Path, tmp_path: Path) -> None:
+    done = bloodcell(mine, "--normalise", "--out", tmp_path / "o.json", weights=weights)
+    refused(done, "No reader .*reader.onnx: make it with `bloodcell reader .*, or do without --normalise")
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    (folder / predict.READER).write_bytes(b"no network")
+    refused(bloodcell(mine, "--normalise", weights=folder), "reader.onnx is damaged: make it")
+    assert not (tmp_path / "o.json").exists()
+
+
 # Names
 
 
@@ -330,6 +375,18 @@ def test_the_published_weights_are_those_of_a_published_run():
     run = paths.RESULTS / record["profile"] / record["experiment"] / f"seed{record['seed']}" / "record.json"
     assert {**json.loads(run.read_text()), "weights": record["weights"]} == record
     assert record["data"]["course"] and record["data"]["train"] == 3200
+
+
+def test_the_published_reader_leaves_ours_alone_and_finds_others_out():
+    eye, rng = predict.Eye(paths.ROOT / "bloodcell_lib" / "weights"), np.random.default_rng(0)
+    cells = [
+        synthetic.draw(name, rng) for name in NAMES for _ in range(3)
+    ]  # drawn, and read as photographs none the less
+    plain = eye.read(cells)
+    dark = eye.read([Image.fromarray((np.asarray(one) * 0.85).astype(np.uint8)) for one in cells])
+    assert np.allclose((dark - plain)[:, 1:4].mean(0), np.log(0.85), atol=0.06)
+    near = eye.read([one.crop((90, 90, 270, 270)) for one in cells])
+    assert (near - plain)[:, 0].mean() > 0.3
 
 
 @pytest.mark.skipif(not os.environ.get("BLOODCELL_DATA"), reason="BLOODCELL_DATA names no folder")
