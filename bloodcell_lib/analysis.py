@@ -78,11 +78,11 @@ class Subject:
             raise BloodcellError(f"{record.folder} held no images out: analyse a run that did.")
         return held_out
 
-    def photographs(self, held_out: CellImages) -> CellImages:
-        """The same images whole, at PHOTOGRAPH pixels. Raises BloodcellError without a folder to read them from."""
+    def photographs(self, held_out: CellImages, pixels: int = PHOTOGRAPH) -> CellImages:
+        """The same images whole, at so many pixels. Raises BloodcellError without a folder to read them from."""
         if self.folder is None:
             raise BloodcellError("Whole photographs are wanted here: give the folder that holds train/.")
-        whole = experiments.load_images(self.profile, self.folder, True, progress=False, view=(PHOTOGRAPH, None))
+        whole = experiments.load_images(self.profile, self.folder, True, progress=False, view=(pixels, None))
         at = {name: i for i, name in enumerate(whole.names)}
         return whole.subset(at[name] for name in held_out.names)
 

@@ -200,8 +200,8 @@ def reading(result: Analysis) -> str:
         f"A network of {result['learnt']['parameters'] / 1e6:.2f} million parameters, which taught itself on the "
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
-        f"in haematoxylin and {off['eosin']:.0f} % in eosin. With all that undone, {enough} in place of {before} of "
-        f"{len(plain['sites']) - 1} sites keep the goal. {sites(result, 'undone')} Without it, "
+        f"in haematoxylin and {off['eosin']:.0f} % in eosin. With all that and a blur undone, {enough} in place of "
+        f"{before} of {len(plain['sites']) - 1} sites keep the goal. {sites(result, 'undone')} Without it, "
         f"{100 * plain['sites']['all']['accuracy']:.1f} % are. On unchanged pictures it costs "
         f"{-change['points']:.2f} points ({-change['high']:+.2f} to {-change['low']:+.2f})."
     )

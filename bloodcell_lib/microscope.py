@@ -1,7 +1,8 @@
 """A photograph as the microscope of our images would have given it: what was read of another is undone.
 
 What is read, by `reader`, are the natural logarithms of six factors, of which ours have 0: the magnification, the light
-in each colour, the densities of the two dyes. Imports no torch, since `predict` does not.
+in each colour, the densities of the two dyes; and the blur, the sigma of a Gaussian in hundredths of the photograph's
+side. Imports no torch, since `predict` does not.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-READ = ("zoom", "red", "green", "blue", "haematoxylin", "eosin")
+READ = ("zoom", "red", "green", "blue", "haematoxylin", "eosin", "blur")
 SIDE = 360  # pixels of a photograph's side, in which crops are given
 LOOK = 96  # pixels of a side at which a photograph is read
-STEADY = 0.15  # a magnification read as closer to ours than that is left alone: so far off are one in twenty of ours
+NOISE = 0.02  # power of noise in a picture beside that of what it shows; more would sharpen less
 # Optical density of each stain in red, green and blue light: Ruifrok and Johnston 2001, from their measured samples.
 HAEMATOXYLIN, EOSIN = (0.650, 0.704, 0.286), (0.072, 0.990, 0.105)
 DARKEST = 1 / 255  # a black pixel has no finite density
@@ -26,13 +27,13 @@ def look(image: Image.Image) -> np.ndarray:
 
 
 def undone(images: Sequence[Image.Image], readings: np.ndarray, pixels: int, crop: float | None = None) -> np.ndarray:
-    """Photographs in RGB, of any size, with what was read of each, float (n, 6): uint8 (n, pixels, pixels, 3).
+    """Photographs in RGB, of any size, with what was read of each, float (n, 7): uint8 (n, pixels, pixels, 3).
 
     crop: side of the central square that the network sees, in pixels of ours, None for the whole.
     """
-    zoom = np.where(np.abs(readings[:, 0]) < STEADY, 0.0, readings[:, 0])
-    shares = (crop or SIDE) / SIDE * np.exp(zoom)
-    return recoloured(np.stack([view(image, share, pixels) for image, share in zip(images, shares)]), readings)
+    shares = (crop or SIDE) / SIDE * np.exp(readings[:, 0])
+    views = np.stack([view(image, share, pixels) for image, share in zip(images, shares)])
+    return recoloured(sharpened(views, readings[:, 6] / 100 / shares * pixels), readings)
 
 
 def view(image: Image.Image, share: float, pixels: int) -> np.ndarray:
@@ -46,15 +47,34 @@ def view(image: Image.Image, share: float, pixels: int) -> np.ndarray:
     return np.asarray(square.resize((pixels, pixels), Image.Resampling.BILINEAR))
 
 
+def sharpened(images: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Pictures without the Gaussian blur of `sigma`, (n,) in pixels: uint8 (n, H, W, 3) -> the same shape.
+
+    Wiener's filter (Wiener 1949) for white noise of the power `NOISE`, scaled to leave the mean as it is.
+    """
+    blurred = np.flatnonzero(sigma > 0)
+    if not len(blurred):
+        return images
+    edge = min(16, *(side - 1 for side in images.shape[1:3]))  # mirrored, since the transform joins opposite edges
+    x = np.pad(images[blurred].astype(np.float32), [(0, 0), (edge, edge), (edge, edge), (0, 0)], mode="reflect")
+    down, across = np.fft.fftfreq(x.shape[1])[:, None], np.fft.rfftfreq(x.shape[2])
+    passed = np.exp(-2 * np.pi**2 * sigma[blurred, None, None] ** 2 * (down**2 + across**2))
+    back = (1 + NOISE) * passed / (passed**2 + NOISE)
+    x = np.fft.irfft2(np.fft.rfft2(x, axes=(1, 2)) * back[..., None], s=x.shape[1:3], axes=(1, 2))
+    sharp = images.copy()
+    sharp[blurred] = np.rint(x[:, edge : edge + images.shape[1], edge : edge + images.shape[2]].clip(0, 255))
+    return sharp
+
+
 def recoloured(images: np.ndarray, readings: np.ndarray) -> np.ndarray:
-    """Pictures with the light and the dyes of ours: uint8 (n, H, W, 3) and what was read, (n, 6) -> the same shape.
+    """Pictures with the light and the dyes of ours: uint8 (n, H, W, 3) and what was read, (n, 7) -> the same shape.
 
     The light is divided out, then the densities of the dyes are (`stain.scale_stains`).
     """
     two = np.array([HAEMATOXYLIN, EOSIN]) / np.linalg.norm([HAEMATOXYLIN, EOSIN], axis=1, keepdims=True)
     rest = np.cross(*two)
     basis = np.stack([*two, rest / np.linalg.norm(rest)])
-    factors = np.exp(-np.column_stack([readings[:, 4:], np.zeros(len(readings))]))
+    factors = np.exp(-np.column_stack([readings[:, 4:6], np.zeros(len(readings))]))
     matrix = (np.linalg.inv(basis) @ (factors[:, :, None] * basis)).astype(np.float32)  # (n, 3, 3)
     light = np.exp(readings[:, 1:4]).astype(np.float32)[:, None, None]
     density = -np.log(np.clip(images / np.float32(255) / light, DARKEST, 1))

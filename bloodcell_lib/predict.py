@@ -3,7 +3,7 @@
 The weights are a set of three files that `export` writes: `<NAME>.onnx` (images uint8 (N, H, W, 3) -> logits
 float32 (N, 8)), `<NAME>.safetensors` (the same numbers for PyTorch) and `<NAME>.json` (the record of the run that
 made them, with the sha256 of both). Beside them lies `READER` (photographs uint8 (N, LOOK, LOOK, 3) -> what is read of
-them, float32 (N, 6)), which `microscope` undoes if asked to.
+them, float32 (N, 7)), which `microscope` undoes if asked to.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Eye:
             raise BloodcellError(f"{file} is damaged: make it with `bloodcell reader --publish` again.") from error
 
     def read(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """What is read of whole photographs in RGB, float32 (n, 6), in the order of `microscope.READ`."""
+        """What is read of whole photographs in RGB, float32 (n, 7), in the order of `microscope.READ`."""
         return self.session.run(["readings"], {"photographs": np.stack([microscope.look(one) for one in images])})[0]
 
     def undone(self, images: Sequence[Image.Image], pixels: int, crop: float | None) -> np.ndarray:

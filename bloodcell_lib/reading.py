@@ -28,12 +28,13 @@ def analyse(subject: Subject) -> dict[str, Any]:
     """Accuracy of the experiment's networks at every site without and with it, and how exact the readings are.
 
     images: how many; sites: their titles; `experiments` holds `travel.judged` of both kinds, whose difference is of
-    unchanged pictures. exact: `exactness`. left: share of unchanged photographs whose magnification is left alone. A
-    demo is bounded as that of `travel`. Raises BloodcellError where the subject has no folder of photographs.
+    unchanged pictures. exact: `exactness`. left: share of unchanged photographs of which nothing is changed. A demo is
+    bounded as that of `travel`. Raises BloodcellError where the subject has no folder of photographs.
     """
     config = subject.records[0].info["config"]
     part = config["part"]
-    train, held_out = (subject.photographs(cells) for cells in experiments.divide(subject.cells, part))
+    train, held_out = experiments.divide(subject.cells, part)
+    train, held_out = subject.photographs(train), subject.photographs(held_out, SIDE)
     if plans.profile(subject.profile).disposable:
         train, held_out = (spread(cells, travel.DEMO_IMAGES) for cells in (train, held_out))
     eye = reader.Lesson(subject.profile, part, train, subject.device, subject.runs).taught()
@@ -42,7 +43,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     for key, site in {"clean": Site("As it is"), **SITES}.items():
         views, readings = seen(held_out, site, eye, config["pixels"], config["crop"])
         if key == "clean":
-            steady = float((np.abs(readings[:, 0]) < microscope.STEADY).mean())
+            left = float((readings == 0).all(1).mean())
         for kind in KINDS:
             said = [logits(network, views[kind]).argmax(1) for network in networks]
             right[kind][key] = np.stack([(one == held_out.labels).numpy() for one in said])
@@ -53,7 +54,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "goals": {"alone": travel.ALONE, "together": travel.TOGETHER},
         "experiments": {kind: travel.judged(right[kind], right["plain"]) for kind in KINDS},
         "exact": exactness(eye, held_out),
-        "left": steady,
+        "left": left,
         "learnt": {"images": len(train), "parameters": sum(p.numel() for p in eye.parameters())},
     }
 
@@ -62,7 +63,7 @@ def seen(
     photographs: CellImages, site: Site, eye: Reader, pixels: int, crop: int | None
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """What a network sees of a site's photographs, uint8 (n, 3, pixels, pixels), plain and with what was read undone;
-    and what was read, (n, 6)."""
+    and what was read, (n, 7)."""
     views: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     readings = []
     taken = travel.visit(photographs.images, site, SIDE, None)
@@ -78,13 +79,14 @@ def seen(
 
 @torch.no_grad()
 def exactness(eye: Reader, held_out: CellImages, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Of photographs changed as in learning: for each of READ the median and the 90th percentile of the factor by which
-    a reading is off, less 1 (0.1: a tenth too large, or as much too small)."""
+    """How far readings of photographs are off that are changed as in learning: for each of READ the median and the 90th
+    percentile of the factor less 1 (0.1: a tenth too large, or as much too small), of the blur in its own unit."""
     generator = torch.Generator().manual_seed(seed)
     off = []
     for part in held_out.images.split(PART):
         x, truth = reader.elsewhere(reader.shrunk(part, reader.SOURCE).to(eye.spread.device), generator)
         off.append((eye(x) - truth).abs().cpu())
-    factors = torch.cat(off).exp() - 1
+    factors = torch.cat(off)
+    factors[:, :-1] = factors[:, :-1].exp() - 1
     median, most = factors.quantile(torch.tensor([0.5, 0.9]), dim=0).tolist()
     return {name: {"median": m, "most": q} for name, m, q in zip(READ, median, most)}

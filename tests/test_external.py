@@ -60,7 +60,7 @@ def test_what_is_read_of_a_site_is_undone_where_that_is_asked_for(subject, site,
     eye = reader.Reader().eval()
     with torch.no_grad():  # reads a blue light whatever it sees: 0.8 of ours in red
         eye.head.weight.zero_()
-        eye.head.bias.copy_(torch.tensor([0, np.log(0.8), 0, 0, 0, 0]) / eye.spread)
+        eye.head.bias.copy_(torch.tensor([0, np.log(0.8), 0, 0, 0, 0, 0]) / eye.spread)
     export.export_reader(eye, {}, tmp_path)
     monkeypatch.setattr(paths, "WEIGHTS", tmp_path)
     command("--external", site, "--normalise")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bloodcell_lib import decode, microscope, synthetic, travel
-from bloodcell_lib.microscope import LOOK, READ, STEADY
+from bloodcell_lib import augment, decode, microscope, synthetic, travel
+from bloodcell_lib.microscope import LOOK, READ
 from bloodcell_lib.stain import scale_stains
 
 NOTHING = np.zeros((1, len(READ)))
@@ -23,8 +23,8 @@ def cell() -> Image.Image:
     return synthetic.draw("neutrophil", np.random.default_rng(3))
 
 
-def reading(**factors: float) -> np.ndarray:
-    return np.array([[math.log(factors.get(name, 1.0)) for name in READ]])
+def reading(blur: float = 0, **factors: float) -> np.ndarray:
+    return np.array([[*(math.log(factors.get(name, 1.0)) for name in READ[:6]), blur]])
 
 
 def as_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
@@ -71,10 +71,17 @@ def test_another_magnification_is_taken_back(cell, zoom):
     assert apart(microscope.undone([other], reading(zoom=zoom), 96, 160), ours) < 3
 
 
-def test_what_may_be_a_mistake_of_reading_is_left_alone(cell):
-    ours = microscope.undone([cell], NOTHING, 96, 240)
-    assert np.array_equal(microscope.undone([cell], reading(zoom=math.exp(0.95 * STEADY)), 96, 240), ours)
-    assert not np.array_equal(microscope.undone([cell], reading(zoom=math.exp(1.05 * STEADY)), 96, 240), ours)
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5])
+def test_a_blur_is_taken_back_as_far_as_it_can_be(cell, sigma):
+    sharp = as_tensor(cell)[..., :360, :360]
+    blurred = augment.blur(sharp, torch.tensor([sigma / 100 * 360]))
+    ours, other = (microscope.undone([as_picture(x)], NOTHING, 96, 240) for x in (sharp, blurred))
+    found = microscope.undone([as_picture(blurred)], reading(blur=sigma), 96, 240)
+    assert apart(found, ours) < 0.75 * apart(other, ours)
+    assert found.mean() == pytest.approx(ours.mean(), abs=1)
+    assert np.array_equal(microscope.sharpened(other, np.array([0.0])), other)
+    both = microscope.sharpened(np.concatenate([other, other]), np.array([0.0, 1.0]))
+    assert np.array_equal(both[:1], other) and not np.array_equal(both[1:], other)
 
 
 def test_each_picture_has_its_own_reading_and_size(cell):

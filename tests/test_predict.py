@@ -305,7 +305,7 @@ def test_what_is_read_is_undone_before_a_label_is_given(with_reader: Path, mine:
         half[path.name] = path
     network, eye = Network(with_reader), predict.Eye(with_reader)
     readings = eye.read([decode.read(path) for path in half.values()])
-    assert readings.shape == (11, 6) and readings[:, 0].mean() < -0.15, "half is log 0.5 = -0.69"
+    assert readings.shape == (11, 7) and readings[:, 0].mean() < -0.15, "half is log 0.5 = -0.69"
     assert readings[:, 3].mean() < readings[:, 1].mean() - 0.05, "blue is less than red"
     files = predict.find([mine])
     plain, undone = (list(predict.predict(files, network, eye=one)) for one in (None, eye))
