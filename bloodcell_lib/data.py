@@ -30,6 +30,7 @@ from bloodcell_lib import decode, paths
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
 
+FOLDS, SEED = 5, 42
 IN_MEMORY = 1 << 29  # bytes that a copy of images may take before it goes to a file
 
 
@@ -295,15 +296,20 @@ def name_source(folder: Path, part: str, names: Sequence[str], labels: Sequence[
     return folder.resolve().name
 
 
-def folds(cells: CellImages, k: int = 5, seed: int = 42) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(cells: CellImages, k: int = FOLDS, seed: int = SEED) -> list[tuple[np.ndarray, np.ndarray]]:
     """Stratified k-fold: (training, validation) int64 indices, sorted; identical pictures stay on one side.
 
-    Raises BloodcellError if a class has fewer than `k` different pictures.
+    The five of the whole course set are those of `data/folds.csv`, so that every size and crop has the same. Raises
+    BloodcellError if a class has fewer than `k` different pictures.
     """
+    if (k, seed) == (FOLDS, SEED) and cells.is_course and (known := course_folds()).keys() == set(cells.names):
+        fold = np.array([known[name] for name in cells.names])
+        return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(k)]
     labels = cells.labels.numpy()
     # Identical is judged by pixels, not by file: the same picture saved twice has other bytes.
     pictures = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in cells.images.numpy()]
-    _, groups = np.unique(np.array([p.hex() for p in pictures]), return_inverse=True)
+    numbers: dict[bytes, int] = {}  # in the order of the images, which does not change with their size as hashes do
+    groups = np.array([numbers.setdefault(picture, len(numbers)) for picture in pictures])
     for label in np.unique(labels):
         if len(np.unique(groups[labels == label])) < k:
             raise BloodcellError(f"{NAMES[label]} has fewer than {k} different pictures: add some, one for each fold.")
@@ -311,6 +317,14 @@ def folds(cells: CellImages, k: int = 5, seed: int = 42) -> list[tuple[np.ndarra
     return [(np.sort(a), np.sort(b)) for a, b in splitter.split(labels, labels, groups)]
 
 
-def split(cells: CellImages, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
+def course_folds() -> dict[str, int]:
+    """The fold, 0 to 4, of each labelled course image, from `data/folds.csv`; empty without that file."""
+    if not paths.FOLDS_FILE.exists():
+        return {}
+    with paths.FOLDS_FILE.open(encoding="utf-8", newline="") as file:
+        return {row["name"]: int(row["fold"]) for row in csv.DictReader(file)}
+
+
+def split(cells: CellImages, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
     """The 80/20 split: the first of the five folds."""
-    return folds(cells, 5, seed)[0]
+    return folds(cells, FOLDS, seed)[0]

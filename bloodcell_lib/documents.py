@@ -236,7 +236,7 @@ def evaluation(study: Study) -> str:
     told = [accuracy(study, name), sentences.source(study), other_budget(study), sentences.best_epoch(study, name)]
     told += [sentences.cross_validation(study, name)]
     below = [sentences.classes(study, name), sentences.mistakes(study, name), confidence(study, name)]
-    below += [elsewhere(study, name)]
+    below += [elsewhere(study, name), sentences.undone(study) if name == "best" else ""]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
 
 

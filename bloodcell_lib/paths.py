@@ -22,6 +22,7 @@ NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 REPORT = ROOT / "report"
 MANIFEST = ROOT / "data" / "manifest.csv"
+FOLDS_FILE = ROOT / "data" / "folds.csv"
 CLASS_MAP_FILE = ROOT / "data" / "class_map.json"
 
 # The environment may move what a run reads and writes: tests and clusters do.

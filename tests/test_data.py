@@ -545,6 +545,13 @@ def test_the_split_is_the_first_fold_and_the_same_each_time() -> None:
     assert not np.array_equal(data.split(cells, seed=43)[1], held_out)
 
 
+def test_every_size_and_crop_has_the_same_folds(course: Path) -> None:
+    expected = [held_out for _, held_out in data.folds(data.load(course, pixels=24))]
+    for pixels, crop in ((32, None), (24, 20), (48, 30)):
+        found = [held_out for _, held_out in data.folds(data.load(course, pixels=pixels, crop=crop))]
+        assert all(map(np.array_equal, found, expected))
+
+
 def test_identical_pictures_stay_on_one_side() -> None:
     cells = random_cells(20)
     for i in range(0, 120, 6):
@@ -654,6 +661,12 @@ def test_the_real_course_images(large: tuple[Path, Path], monkeypatch: pytest.Mo
     held_outs = [held_out for _, held_out in data.folds(cells)]
     assert all(np.array_equal(np.bincount(cells.labels[part]), [80] * 8) for part in held_outs)
     assert len(np.unique(np.concatenate(held_outs))) == 3200
+    for k, part in enumerate(held_outs):  # those that every run was recorded with
+        run = np.load(paths.RESULTS / "cpu" / f"cv_fold{k}" / "seed0" / "validation.npz")
+        assert sorted(run["names"]) == sorted(cells.names[i] for i in part)
+    other = data.load(REAL, pixels=24, crop=200)
+    assert all(np.array_equal(a[1], b) for a, b in zip(data.folds(other), held_outs))
+    assert data.folds(other.subset(range(3199)))[0][1].max() < 3199, "fewer images have folds of their own"
     twins = [i for i, digest in enumerate(cells.sha256) if cells.sha256.count(digest) > 1]
     assert len(twins) == 2 and torch.equal(*cells.images[twins])
     assert sum(set(twins) <= set(part.tolist()) for part in held_outs) == 1
