@@ -113,12 +113,11 @@ def _best(
     seeds: int = 1,
     model: ModelConfig = _BEST_NETWORK,
     train: TrainConfig = _MAIN,
-    crop: int | None = None,
     **augment: Any,
 ) -> Experiment:
     """The best recipe, whole."""
     augmented = replace(_SYMMETRIES, **augment)
-    return Experiment(name, title, group, model, train, augmented, part, seeds=seeds, crop=crop, length=1.5)
+    return Experiment(name, title, group, model, train, augmented, part, seeds=seeds, length=1.5)
 
 
 def _short(
@@ -192,7 +191,6 @@ EXTRA = _named(
     _best("best_white_point", "Best recipe, white point", "confirmed", seeds=0, model=_WHITE),
     _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
     _best("best_warm", "Best recipe, higher rate", "confirmed", seeds=0, train=_WARM),
-    _best("best_wide", "Best recipe, rate and crop", "confirmed", seeds=0, train=_WARM, crop=300),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
