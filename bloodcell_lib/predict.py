@@ -93,7 +93,7 @@ class Eye:
 
     def read(self, images: Sequence[Image.Image]) -> np.ndarray:
         """What is read of whole photographs in RGB, float32 (n, 7), in the order of `microscope.READ`."""
-        return self.session.run(["readings"], {"photographs": np.stack([microscope.look(one) for one in images])})[0]
+        return microscope.read_twice(lambda looks: self.session.run(["readings"], {"photographs": looks})[0], images)
 
     def undone(self, images: Sequence[Image.Image], pixels: int, crop: float | None) -> np.ndarray:
         """Whole photographs as ours: uint8 (n, pixels, pixels, 3); crop as in `microscope.undone`."""

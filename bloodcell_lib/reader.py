@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bloodcell_lib import augment, corrupt, machine, paths, plans
+from bloodcell_lib.corrupt import Lot
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.layers import Standardise, conv_norm
@@ -27,10 +29,10 @@ from bloodcell_lib.stain import scale_stains
 from bloodcell_lib.travel import taken
 
 # A little beyond the sites of `travel` on either side, so that these are no ends of a scale.
-ZOOM, TINT, STAIN, FIELD, BLUR = (0.45, 3.3), 0.18, 0.45, 0.45, 0.008
-CHANGED = 0.8  # share of the pictures in which each of these is changed
+ZOOM, TINT, STAIN, FIELD, BLUR, JPEG = (0.45, 3.3), 0.18, 0.45, 0.45, 0.008, (20, 70)
+CHANGED = 0.8  # share of the pictures in which each of these is changed, of the batches that are stored as JPEG
 SPREAD = (0.3, 0.15, 0.15, 0.15, 0.4, 0.4, 0.3)  # errors are measured in these, which says what counts more
-OURS = 0.99  # of our photographs, so many are left alone in each thing that is read
+OURS = 0.98  # of our photographs, so many are left alone in each thing that is read
 WIDTHS = (16, 32, 32, 64, 64, 128, 128, 128)
 SOURCE = 2 * LOOK  # pixels of a side of what it learns from, since an enlarged photograph shows more
 BATCH, RATE, DECAY, DELTA = 32, 2e-3, 1e-3, 0.3
@@ -76,6 +78,9 @@ def elsewhere(photographs: Tensor, generator: torch.Generator) -> tuple[Tensor, 
         if some.any():
             x[some] = taken(source[some], told[some, 0].exp(), field[some], x.shape[-1])
     x = augment.blur(x, sigma * x.shape[-1], BLUR * x.shape[-1])
+    if torch.rand((), generator=generator) < CHANGED:
+        quality = int(torch.randint(*JPEG, (), generator=generator))
+        x = corrupt.jpeg(x.clamp(0, 1), quality, Lot(0), x.shape[-1])
     x = F.interpolate(x, (LOOK, LOOK), mode="bilinear", antialias=True).clamp(0, 1)
     x = scale_stains(x, told[:, 4].exp(), told[:, 5].exp())
     return (x * told[:, 1:4].exp()[:, :, None, None]).clamp(0, 1), told
@@ -99,8 +104,9 @@ def learn(photographs: Tensor, epochs: int, seed: int = 0, device: torch.device 
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
-    ours = read(reader.eval(), torch.cat([shrunk(x, LOOK) for x in photographs.split(corrupt.BATCH)]))
-    reader.steady.copy_(ours.abs().quantile(OURS, dim=0))
+    looks = torch.cat([shrunk(x, LOOK) for x in photographs.split(corrupt.BATCH)]).permute(0, 2, 3, 1)
+    steady = np.quantile(np.abs(read(reader.eval(), looks.numpy())), OURS, axis=0)
+    reader.steady.copy_(torch.from_numpy(steady))
     return reader
 
 
@@ -123,11 +129,11 @@ def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def read(reader: Reader, looks: Tensor) -> Tensor:
-    """What is read of whole photographs, uint8 (n, 3, LOOK, LOOK): float32 (n, 7) on the CPU."""
+def read(reader: Reader, looks: np.ndarray) -> np.ndarray:
+    """What is read of looks, uint8 (n, LOOK, LOOK, 3): float32 (n, 7)."""
     device = reader.head.weight.device
-    parts = (x.to(device, torch.float32) / 255 for x in looks.split(corrupt.BATCH))
-    return torch.cat([reader(x.contiguous(memory_format=torch.channels_last)).cpu() for x in parts])
+    parts = torch.from_numpy(looks).permute(0, 3, 1, 2).split(corrupt.BATCH)
+    return torch.cat([reader(x.to(device, torch.float32) / 255).cpu() for x in parts]).numpy()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The reader learns from the training images of the same split, and everything fro
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,7 @@ def seen(
     taken = travel.visit(photographs.images, site, SIDE, None)
     for part in taken.permute(0, 2, 3, 1).contiguous().split(PART):
         pictures = [Image.fromarray(one.numpy()) for one in part]
-        looks = torch.from_numpy(np.stack([microscope.look(one) for one in pictures])).permute(0, 3, 1, 2)
-        readings.append(reader.read(eye, looks).numpy())
+        readings.append(microscope.read_twice(partial(reader.read, eye), pictures))
         for kind, undo in zip(KINDS, (np.zeros_like(readings[-1]), readings[-1])):
             views[kind].append(microscope.undone(pictures, undo, pixels, crop))
     together = {kind: torch.from_numpy(np.concatenate(views[kind])).permute(0, 3, 1, 2) for kind in KINDS}

@@ -84,6 +84,20 @@ def test_a_blur_is_taken_back_as_far_as_it_can_be(cell, sigma):
     assert np.array_equal(both[:1], other) and not np.array_equal(both[1:], other)
 
 
+def test_a_second_look_adds_what_is_left_to_read(cell):
+    told = [reading(zoom=2, blur=0.5), reading(zoom=1.1, red=0.9, blur=0.7)]
+    seen: list[np.ndarray] = []
+
+    def read(looks: np.ndarray) -> np.ndarray:
+        seen.append(looks)
+        return told[len(seen) - 1].copy()
+
+    found = microscope.read_twice(read, [cell])
+    np.testing.assert_allclose(found, reading(zoom=2.2, red=0.9, blur=0.5))
+    assert np.array_equal(seen[0], microscope.look(cell)[None])
+    assert np.array_equal(seen[1], microscope.undone([cell], told[0], LOOK))
+
+
 def test_each_picture_has_its_own_reading_and_size(cell):
     wide = cell.resize((500, 400))
     readings = np.concatenate([reading(zoom=2, red=0.9), NOTHING, reading(eosin=1.2)])
