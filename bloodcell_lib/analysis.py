@@ -72,10 +72,15 @@ class Subject:
         return load_network(record).to(self.device, memory_format=torch.channels_last).eval()
 
     def held_out(self, record: Record) -> CellImages:
-        """The images that the run validated on. Raises BloodcellError where it held none out."""
-        held_out = experiments.divide(self.cells, record.info["config"]["part"])[1]
+        """The images that the run validated on. Raises BloodcellError where it held none out, or others than it would
+        today, some of which it was then trained on."""
+        train, held_out = experiments.divide(self.cells, part := record.info["config"]["part"])
         if held_out is None:
             raise BloodcellError(f"{record.folder} held no images out: analyse a run that did.")
+        # Of suspects that were left out only the run itself knows.
+        known = record.info["data"]["split_sha256"]
+        if not part.startswith("clean") and known != experiments.split_sha256(train, held_out):
+            raise BloodcellError(f"{record.folder} held other images out: move it away and make it again.")
         return held_out
 
     def photographs(self, held_out: CellImages, pixels: int = PHOTOGRAPH) -> CellImages:

@@ -194,16 +194,16 @@ def reading(result: Analysis) -> str:
     plain, undone, exact = *(result["experiments"][kind] for kind in ("plain", "undone")), result["exact"]
     off = {name: 100 * exact[name]["median"] for name in exact}
     light, change = max(off[name] for name in ("red", "green", "blue")), undone["difference"]
-    enough = sum(row["share"] >= result["goals"]["alone"] for key, row in undone["sites"].items() if key != "all")
-    before = sum(row["share"] >= result["goals"]["alone"] for key, row in plain["sites"].items() if key != "all")
+    before = len(plain["sites"]) - 1 - len(_poor(result, "plain"))
+    points, low, high = (round(change[key], 2) + 0.0 for key in ("points", "low", "high"))  # no -0.00
     return (
         f"A network of {result['learnt']['parameters'] / 1e6:.2f} million parameters, which taught itself on the "
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
-        f"in haematoxylin and {off['eosin']:.0f} % in eosin. With all that and a blur undone, {enough} in place of "
-        f"{before} of {len(plain['sites']) - 1} sites keep the goal. {sites(result, 'undone')} Without it, "
-        f"{100 * plain['sites']['all']['accuracy']:.1f} % are. On unchanged pictures it costs "
-        f"{-change['points']:.2f} points ({-change['high']:+.2f} to {-change['low']:+.2f})."
+        f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
+        f"{sites(result, 'undone')} With nothing undone, it is {before} sites, and "
+        f"{100 * plain['sites']['all']['accuracy']:.1f} %. Unchanged pictures: {points:+.2f} points ({low:+.2f} to "
+        f"{high:+.2f}; {_seeds(undone)})."
     )
 
 

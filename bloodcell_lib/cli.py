@@ -34,7 +34,7 @@ Data = Annotated[
 Profile = Annotated[str, typer.Option(help="Budget: demo, cpu or full.")]
 Normalise = Annotated[
     bool,
-    typer.Option("--normalise", help="First undo another site's magnification, light and dyes, as read of each image."),
+    typer.Option("--normalise", help="First undo another site's magnification, light, dyes and blur, as read of each."),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
 
@@ -299,7 +299,7 @@ def reader(
     """Teach a network to read how a photograph was taken, from all images; `--normalise` undoes what it reads."""
     import torch
 
-    from bloodcell_lib import analysis, experiments, export, plans
+    from bloodcell_lib import analysis, experiments, export, plans, records
     from bloodcell_lib import reader as eyes
 
     budget = plans.profile(profile)
@@ -311,6 +311,8 @@ def reader(
     folder = experiments.image_folder(data, profile)
     cells = experiments.load_images(profile, folder, skip_bad, view=(analysis.PHOTOGRAPH, None))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if publish and records.stamp_of(cells.source, budget.name):
+        raise BloodcellError(f"The images in {folder} are drawn: publish a reader of photographs.")
     lesson = eyes.Lesson(budget.name, "all", cells, device)
     eye = lesson.taught()
     print(export.export_reader(eye.cpu(), eyes.about(lesson.file)) if publish else lesson.file)

@@ -133,7 +133,7 @@ def evaluate(
     """Scores a folder with the networks of one experiment's runs; gives the result and the file that keeps it.
 
     share: of the shorter side, by default what training kept of the course's. normalise: whether what the published
-    reader reads of each photograph is undone, which the result says. The file is the analysis
+    reader reads of each photograph is undone, which the result and the file's name then say. The file is the analysis
     `external_<folder>` beside the runs, with `_<experiment>` for another one than main; a newer one takes its place.
     Raises BloodcellError as `load` and `load_network` do.
     """
@@ -144,13 +144,14 @@ def evaluate(
     cells = load(folder, config["pixels"], share, mapping, skip_bad, eye)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     subject = Subject(first.profile, cells, first.experiment, device, first.folder.parents[2])
+    name = re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}") + "_normalised" * normalise
     result: dict[str, Any] = {}
 
     def analyse(_: Subject) -> dict[str, Any]:
         result.update(score(subject, records), crop=share, mapping=mapping or {}, normalised=normalise)
         return result
 
-    return result, record_analysis(re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}"), subject, analyse)
+    return result, record_analysis(name, subject, analyse)
 
 
 def score(subject: Subject, records: Sequence[Record]) -> dict[str, Any]:

@@ -175,7 +175,8 @@ def site_fall(result: dict[str, Any], source: str) -> Figure:
     rows = [*((TITLES[CLASS_MAP[n]], COLOURS[CLASS_MAP[n]], f) for n, f in result["classes"].items())]
     rows.append(("All", INK, result))
     seeds = f"{result['seeds']} seed{'s' * (result['seeds'] > 1)}"
-    note = f"{source}: {result['images']} images, {seeds}; bars: 95 % interval; right: change in points"
+    how = ", normalised" * result.get("normalised", False)
+    note = f"{source}: {result['images']} images{how}, {seeds}; bars: 95 % interval; right: change in points"
     figure, ((ax,),) = canvas(0.75 + 0.26 * len(rows), note)
     for i, (_, colour, found) in enumerate(rows):
         for shift, step, fill in ((-0.15, found["validation"], "white"), (0.15, found["accuracy"], colour)):

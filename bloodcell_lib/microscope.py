@@ -7,7 +7,7 @@ side. Imports no torch, since `predict` does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from PIL import Image
 READ = ("zoom", "red", "green", "blue", "haematoxylin", "eosin", "blur")
 SIDE = 360  # pixels of a photograph's side, in which crops are given
 LOOK = 96  # pixels of a side at which a photograph is read
+FARTHEST = 1.5  # of the magnification, as its logarithm, that is undone: what is read beyond is a mistake
 NOISE = 0.02  # power of noise in a picture beside that of what it shows; more would sharpen less
 # Optical density of each stain in red, green and blue light: Ruifrok and Johnston 2001, from their measured samples.
 HAEMATOXYLIN, EOSIN = (0.650, 0.704, 0.286), (0.072, 0.990, 0.105)
@@ -26,34 +27,26 @@ def look(image: Image.Image) -> np.ndarray:
     return view(image, 1.0, LOOK)
 
 
-def read_twice(read: Callable[[np.ndarray], np.ndarray], images: Sequence[Image.Image]) -> np.ndarray:
-    """What is read of photographs, (n, 7): what `read` says of their looks, uint8 (n, LOOK, LOOK, 3), and what it still
-    says once that is undone, since it is surest of what is nearly ours. The blur is that of the first look."""
-    first = read(np.stack([look(image) for image in images]))
-    again = read(undone(images, first, LOOK))
-    again[:, READ.index("blur")] = 0
-    return first + again
-
-
 def undone(images: Sequence[Image.Image], readings: np.ndarray, pixels: int, crop: float | None = None) -> np.ndarray:
     """Photographs in RGB, of any size, with what was read of each, float (n, 7): uint8 (n, pixels, pixels, 3).
 
     crop: side of the central square that the network sees, in pixels of ours, None for the whole.
     """
-    shares = (crop or SIDE) / SIDE * np.exp(readings[:, 0])
+    shares = (crop or SIDE) / SIDE * np.exp(readings[:, 0].clip(-FARTHEST, FARTHEST))
     views = np.stack([view(image, share, pixels) for image, share in zip(images, shares)])
     return recoloured(sharpened(views, readings[:, 6] / 100 / shares * pixels), readings)
 
 
 def view(image: Image.Image, share: float, pixels: int) -> np.ndarray:
     """The central square that is `share` of the shorter side, uint8 (pixels, pixels, 3); beyond the edge, the edge."""
-    side = max(1, round(share * min(image.size)))
-    if (beyond := side - min(image.size)) > 0:
-        width = [(beyond // 2 + 1,) * 2] * 2 + [(0, 0)]
-        image = Image.fromarray(np.pad(np.asarray(image), width, mode="edge"))
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((pixels, pixels), Image.Resampling.BILINEAR))
+    side = min(image.size)
+    inside = min(side, max(1, round(share * side)))
+    left, top = (image.width - inside) // 2, (image.height - inside) // 2
+    seen = max(1, round(pixels * min(1.0, 1 / share)))  # pixels of the view that show something
+    square = image.crop((left, top, left + inside, top + inside)).resize((seen, seen), Image.Resampling.BILINEAR)
+    before = (pixels - seen) // 2
+    width = (before, pixels - seen - before)
+    return np.pad(np.asarray(square), (width, width, (0, 0)), mode="edge")
 
 
 def sharpened(images: np.ndarray, sigma: np.ndarray) -> np.ndarray:

@@ -88,12 +88,16 @@ class Eye:
             raise BloodcellError(
                 f"No reader {file}: make it with `bloodcell reader --profile cpu --publish`, or do without --normalise."
             ) from error
+        except OSError:
+            raise
         except Exception as error:  # the runtime's own kinds, for what is no network
-            raise BloodcellError(f"{file} is damaged: make it with `bloodcell reader --publish` again.") from error
+            raise BloodcellError(
+                f"{file} is damaged: make it again with `bloodcell reader --profile cpu --publish`."
+            ) from error
 
     def read(self, images: Sequence[Image.Image]) -> np.ndarray:
         """What is read of whole photographs in RGB, float32 (n, 7), in the order of `microscope.READ`."""
-        return microscope.read_twice(lambda looks: self.session.run(["readings"], {"photographs": looks})[0], images)
+        return self.session.run(["readings"], {"photographs": np.stack([microscope.look(one) for one in images])})[0]
 
     def undone(self, images: Sequence[Image.Image], pixels: int, crop: float | None) -> np.ndarray:
         """Whole photographs as ours: uint8 (n, pixels, pixels, 3); crop as in `microscope.undone`."""
@@ -189,19 +193,18 @@ def predict(
     eye: reads of each photograph how it was taken, which is then undone.
     """
 
-    def one(path: Path) -> np.ndarray | Image.Image | str:
+    def one(path: Path) -> np.ndarray | str:
         try:
-            return decode.read(path) if eye else decode.to_pixels(path, network.pixels, network.crop)
+            if eye:
+                return eye.undone([decode.read(path)], network.pixels, network.crop)[0]
+            return decode.to_pixels(path, network.pixels, network.crop)
         except OSError as error:
             return (error.strerror or str(error)).rstrip(".")
-
-    def together(images: list[Any]) -> np.ndarray:
-        return eye.undone(images, network.pixels, network.crop) if eye else np.stack(images)
 
     def several(names: Sequence[str]) -> list[Prediction]:
         seen = [one(files[name]) for name in names]
         images = [image for image in seen if not isinstance(image, str)]
-        rows = iter(network.probabilities(together(images), tta) if images else ())
+        rows = iter(network.probabilities(np.stack(images), tta) if images else ())
         return [
             Prediction(name, None, bad=image) if isinstance(image, str) else Prediction(name, next(rows))
             for name, image in zip(names, seen)

@@ -6,7 +6,6 @@ The reader learns from the training images of the same split, and everything fro
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,13 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
     images: how many; sites: their titles; `experiments` holds `travel.judged` of both kinds, whose difference is of
     unchanged pictures. exact: `exactness`. left: share of unchanged photographs of which nothing is changed. A demo is
-    bounded as that of `travel`. Raises BloodcellError where the subject has no folder of photographs.
+    bounded as that of `travel`. Raises BloodcellError where the subject has no folder of photographs, or its run
+    held none out.
     """
     config = subject.records[0].info["config"]
     part = config["part"]
-    train, held_out = experiments.divide(subject.cells, part)
-    train, held_out = subject.photographs(train), subject.photographs(held_out, SIDE)
+    held_out = subject.photographs(subject.held_out(subject.records[0]), SIDE)
+    train = subject.photographs(experiments.divide(subject.cells, part)[0])
     if plans.profile(subject.profile).disposable:
         train, held_out = (spread(cells, travel.DEMO_IMAGES) for cells in (train, held_out))
     eye = reader.Lesson(subject.profile, part, train, subject.device, subject.runs).taught()
@@ -70,7 +70,7 @@ def seen(
     taken = travel.visit(photographs.images, site, SIDE, None)
     for part in taken.permute(0, 2, 3, 1).contiguous().split(PART):
         pictures = [Image.fromarray(one.numpy()) for one in part]
-        readings.append(microscope.read_twice(partial(reader.read, eye), pictures))
+        readings.append(reader.read(eye, np.stack([microscope.look(one) for one in pictures])))
         for kind, undo in zip(KINDS, (np.zeros_like(readings[-1]), readings[-1])):
             views[kind].append(microscope.undone(pictures, undo, pixels, crop))
     together = {kind: torch.from_numpy(np.concatenate(views[kind])).permute(0, 3, 1, 2) for kind in KINDS}

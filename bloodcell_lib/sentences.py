@@ -295,8 +295,8 @@ def undone(study: Study) -> str:
     return (
         "A second small network, which taught itself on changed training photographs, reads how a photograph was "
         f"taken. With that undone, the best recipe keeps {number(100 * goal)} in a hundred of its accuracy at {after} "
-        rf"of {alone} simulated sites, not at {before}, and names {both[1]}\,\% rightly, not {both[0]}\,\%, where all "
-        f"is changed; unchanged pictures: {signed(undone['difference']['points'])} points "
+        rf"of {alone} simulated sites ({before} without it), and names {both[1]}\,\% rightly where all is changed "
+        rf"({both[0]}\,\% without it); unchanged pictures: {signed(undone['difference']['points'])} points "
         f"({plural(undone['seeds'], 'seed')})."
     )
 

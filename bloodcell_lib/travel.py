@@ -26,6 +26,7 @@ from bloodcell_lib.robustness import bootstrap_mean, rivals, spread
 
 CAMERA = 336  # pixels of a photograph that is stored as JPEG, so that a crop of 240 has those of `corrupt`
 DEMO_IMAGES = 96
+FEW = 32  # photographs whose samples, several a pixel, are held at once
 ALONE, TOGETHER = 0.95, 0.9  # shares of the clean accuracy that a network should keep under one change, under all
 
 
@@ -136,9 +137,10 @@ def visit(photographs: Tensor, site: Site, pixels: int, crop: int | None, seed: 
     seen = (crop or SIDE) / SIDE  # of the photograph's side
     low, high = (math.log(bound) for bound in site.zoom)
     for part in photographs.split(corrupt.BATCH):
-        x = part.float() / 255
-        zoom = torch.exp(low + (high - low) * lot.uniform(x))
-        x = taken(x, zoom, torch.full_like(zoom, site.field), pixels, seen)
+        zoom = torch.exp(low + (high - low) * lot.uniform(part))
+        field = torch.full_like(zoom, site.field)
+        few = zip(part.split(FEW), zoom.split(FEW), field.split(FEW))
+        x = torch.cat([taken(some.float() / 255, z, f, pixels, seen) for some, z, f in few])
         if site.stain:
             x = corrupt.stain(x, site.stain, lot).clamp(0, 1)
         if site.tint:

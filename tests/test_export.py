@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load, save
 from trained import network_of
 
-from bloodcell_lib import decode, export, microscope, models, predict, reader
+from bloodcell_lib import decode, export, models, predict, reader
 from bloodcell_lib.cells import CLASS_MAP
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
@@ -224,9 +223,8 @@ def test_a_reader_is_the_same_in_both_and_outlives_new_weights(run: Path, weight
     said = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert said == {"part": "all", "images": "none"}
     looks = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
-    images = [Image.fromarray(one) for one in looks]
-    found = predict.Eye(folder).read(images)
-    expected = microscope.read_twice(partial(reader.read, eye), images)
+    found = predict.Eye(folder).read([Image.fromarray(one) for one in looks])
+    expected = reader.read(eye, looks)
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
     export.export(run, folder)
     assert sorted(contents(folder)) == sorted([*FILES, READER])

@@ -84,20 +84,6 @@ def test_a_blur_is_taken_back_as_far_as_it_can_be(cell, sigma):
     assert np.array_equal(both[:1], other) and not np.array_equal(both[1:], other)
 
 
-def test_a_second_look_adds_what_is_left_to_read(cell):
-    told = [reading(zoom=2, blur=0.5), reading(zoom=1.1, red=0.9, blur=0.7)]
-    seen: list[np.ndarray] = []
-
-    def read(looks: np.ndarray) -> np.ndarray:
-        seen.append(looks)
-        return told[len(seen) - 1].copy()
-
-    found = microscope.read_twice(read, [cell])
-    np.testing.assert_allclose(found, reading(zoom=2.2, red=0.9, blur=0.5))
-    assert np.array_equal(seen[0], microscope.look(cell)[None])
-    assert np.array_equal(seen[1], microscope.undone([cell], told[0], LOOK))
-
-
 def test_each_picture_has_its_own_reading_and_size(cell):
     wide = cell.resize((500, 400))
     readings = np.concatenate([reading(zoom=2, red=0.9), NOTHING, reading(eosin=1.2)])
@@ -112,6 +98,15 @@ def test_beyond_the_edge_is_the_edge():
     found = microscope.view(grey, 3.0, 32)
     assert found.shape == (32, 32, 3) and (found == np.array([10, 200, 90])).all()
     assert microscope.view(Image.new("RGB", (1, 1), "white"), 0.1, 8).shape == (8, 8, 3)
+    disc = np.full((90, 90, 3), 255, np.uint8)
+    disc[30:60, 30:60] = 0
+    seen = microscope.view(Image.fromarray(disc), 2.0, 60)  # the photograph in the middle half, a third of it dark
+    assert (seen[:, :, 0] < 128).sum() == pytest.approx(100, abs=25) and (seen[:16] == 255).all()
+
+
+def test_a_reading_beyond_all_bounds_is_survived(cell):
+    wild = np.array([[80.0, 0, 0, 0, 0, 0, 30], [-80.0, 0, 0, 0, 0, 0, -1]])
+    assert microscope.undone([cell, cell], wild, 32, 240).shape == (2, 32, 32, 3)
 
 
 def test_black_and_white_stay_numbers():

@@ -377,7 +377,7 @@ def test_the_published_weights_are_those_of_a_published_run():
     assert record["data"]["course"] and record["data"]["train"] == 3200
 
 
-def test_the_published_reader_leaves_ours_alone_and_finds_others_out():
+def test_the_published_reader_finds_out_what_is_not_ours():
     eye, rng = predict.Eye(paths.ROOT / "bloodcell_lib" / "weights"), np.random.default_rng(0)
     cells = [
         synthetic.draw(name, rng) for name in NAMES for _ in range(3)

@@ -9,7 +9,8 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, documents, experiments, limits, reading, style
+from bloodcell_lib import analysis, answers, documents, experiments, limits, reader, reading, style
+from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.microscope import READ
 from bloodcell_lib.reader import Lesson
 from bloodcell_lib.travel import SITES, Site
@@ -60,13 +61,13 @@ def test_unchanged_and_plain_is_what_the_run_saw(subject, eye):
 def test_the_reader_never_saw_what_is_judged(subject, eye):
     train, held_out = experiments.divide(subject.cells, "split")
     assert not set(train.sha256) & set(held_out.sha256)
-    about = {name: str(value) for name, value in Lesson("demo", "split", train).about.items()}
-    assert about["images"] == train.fingerprint
+    kept = Lesson("demo", "split", train, runs=subject.runs).file
+    assert reader.about(kept)["images"] == train.fingerprint
 
 
 def test_it_is_told_and_drawn(result, tmp_path):
     told = answers.answer("reading", {"reading": {"result": result}})
-    assert "reads how a photograph was taken" in told and "in place of" in told and "On unchanged pictures" in told
+    assert "reads how a photograph was taken" in told and "With nothing undone" in told and "Unchanged pictures" in told
     assert answers.sites(result, "undone") in told
     assert documents.ASKED["reading"]
     figure = limits.reading_sites(result)
@@ -74,3 +75,13 @@ def test_it_is_told_and_drawn(result, tmp_path):
     assert all(title in words for title in result["sites"].values()) and "is undone" in words
     for path in style.save(figure, "reading_sites", tmp_path):
         assert path.stat().st_size > 5_000
+
+
+def test_a_run_that_held_nothing_or_something_else_out_is_refused(subject, monkeypatch):
+    record = subject.records[0]
+    monkeypatch.setitem(record.info["config"], "part", "all")
+    with pytest.raises(BloodcellError, match="held no images out"):
+        reading.analyse(subject)
+    monkeypatch.setitem(record.info["config"], "part", "fold1")
+    with pytest.raises(BloodcellError, match="held other images out: move it away"):
+        reading.analyse(subject)
