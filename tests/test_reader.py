@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bloodcell_lib import reader, synthetic
+from bloodcell_lib import cli, paths, reader, synthetic
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.microscope import LOOK, READ
@@ -107,3 +107,22 @@ def test_it_is_kept_and_made_again_for_other_images(photographs, tmp_path, monke
     lesson.file.write_bytes(b"no weights")
     with pytest.raises(BloodcellError, match="is damaged: remove it"):
         lesson.taught()
+
+
+def test_the_command_teaches_and_publishes_none_of_drawn_cells(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "WEIGHTS", tmp_path / "weights")
+    folder = str(synthetic.write(tmp_path / "images", per_class=5, test=2))
+
+    def command(*arguments: str) -> None:
+        cli.app(["reader", "--data", folder, "--device", "cpu", *arguments], standalone_mode=False)
+
+    command()
+    file = tmp_path / "runs" / "demo" / "readers" / "all.safetensors"
+    assert capsys.readouterr().out.strip() == str(file) and reader.about(file)["part"] == "all"
+    with pytest.raises(BloodcellError, match="The demo gives no results"):
+        command("--publish")
+    with pytest.raises(BloodcellError, match="are drawn: publish a reader of photographs"):
+        command("--publish", "--profile", "cpu")
+    assert not (tmp_path / "weights").exists() and not (tmp_path / "runs" / "cpu").exists()
