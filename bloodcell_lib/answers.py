@@ -201,9 +201,9 @@ def reading(result: Analysis) -> str:
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
         f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
-        f"{sites(result, 'undone')} With nothing undone, it is {before} sites, and "
-        f"{100 * plain['sites']['all']['accuracy']:.1f} %. Unchanged pictures: {points:+.2f} points ({low:+.2f} to "
-        f"{high:+.2f}; {_seeds(undone)})."
+        f"{sites(result, 'undone')} With nothing undone, that is so at {before}, and "
+        f"{100 * plain['sites']['all']['accuracy']:.1f} % are left. Unchanged pictures: {points:+.2f} points "
+        f"({low:+.2f} to {high:+.2f}; {_seeds(undone)})."
     )
 
 

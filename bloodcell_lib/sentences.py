@@ -292,12 +292,12 @@ def undone(study: Study) -> str:
         sum(row["share"] >= goal for key, row in kind["sites"].items() if key != "all") for kind in (plain, undone)
     )
     both = [number(100 * kind["sites"]["all"]["accuracy"], 1) for kind in (plain, undone)]
+    points = signed(undone["difference"]["points"])
     return (
-        "A second small network, which taught itself on changed training photographs, reads how a photograph was "
-        f"taken. With that undone, the best recipe keeps {number(100 * goal)} in a hundred of its accuracy at {after} "
-        rf"of {alone} simulated sites ({before} without it), and names {both[1]}\,\% rightly where all is changed "
-        rf"({both[0]}\,\% without it); unchanged pictures: {signed(undone['difference']['points'])} points "
-        f"({plural(undone['seeds'], 'seed')})."
+        "A second network, which taught itself to read from a photograph how it was taken, so that this can be undone, "
+        f"takes the simulated sites where the best recipe keeps {number(100 * goal)} in a hundred of its accuracy from "
+        rf"{before} to {after} of {alone}, and its accuracy where all is changed from {both[0]} to {both[1]}\,\%; "
+        f"unchanged pictures: {points} points ({plural(undone['seeds'], 'seed')})."
     )
 
 
