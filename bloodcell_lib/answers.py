@@ -180,7 +180,7 @@ def sites(result: Analysis, experiment: str) -> str:
     """What one of the experiments keeps at other sites."""
     own, titles, goals = result["experiments"][experiment], result["sites"], result["goals"]
     poor, alone, both = _poor(result, experiment), len(own["sites"]) - 1, own["sites"]["all"]
-    named = ", ".join(f"{titles[key].lower()} ({100 * own['sites'][key]['share']:.0f} %)" for key in poor[:WORST])
+    named = ", ".join(f"{in_sentence(titles[key])} ({100 * own['sites'][key]['share']:.0f} %)" for key in poor[:WORST])
     return (
         f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
         f"keeps at least {100 * goals['alone']:g} in a hundred at {alone - len(poor)} of {alone} simulated "
