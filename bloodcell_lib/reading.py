@@ -20,6 +20,7 @@ from bloodcell_lib.reader import Reader
 from bloodcell_lib.robustness import spread
 from bloodcell_lib.travel import SITES, Site
 
+DEMO_IMAGES = 48
 PART = 128  # photographs that are held as pictures at once
 KINDS = ("plain", "undone")
 
@@ -29,15 +30,15 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
     images: how many; sites: their titles; `experiments` holds `travel.judged` of both kinds, whose difference is of
     unchanged pictures. exact: `exactness`. left: share of unchanged photographs of which nothing is changed. A demo is
-    bounded as that of `travel`. Raises BloodcellError where the subject has no folder of photographs, or its run
-    held none out.
+    bounded to `DEMO_IMAGES` of either. Raises BloodcellError where the subject has no folder of photographs, or its
+    run held none out.
     """
     config = subject.records[0].info["config"]
     part = config["part"]
     held_out = subject.photographs(subject.held_out(subject.records[0]), SIDE)
     train = subject.photographs(experiments.divide(subject.cells, part)[0])
     if plans.profile(subject.profile).disposable:
-        train, held_out = (spread(cells, travel.DEMO_IMAGES) for cells in (train, held_out))
+        train, held_out = (spread(cells, DEMO_IMAGES) for cells in (train, held_out))
     eye = reader.Lesson(subject.profile, part, train, subject.device, subject.runs).taught()
     networks = [subject.network(record) for record in subject.peers(subject.experiment)]
     right: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in KINDS}
