@@ -169,6 +169,11 @@ def _most(site: str, rivals: Analysis) -> str:
     return f"{in_sentence(title_of(best))} ({100 * rivals[best]['sites'][site]['accuracy']:.0f} %)"
 
 
+def kept(result: Analysis, experiment: str) -> int:
+    """At how many sites of one change each an experiment keeps the goal."""
+    return len(result["sites"]) - 1 - len(_poor(result, experiment))
+
+
 def _poor(result: Analysis, experiment: str) -> list[str]:
     """The sites of one change each at which an experiment keeps less than the goal, the worst first."""
     own = result["experiments"][experiment]["sites"]
@@ -183,7 +188,7 @@ def sites(result: Analysis, experiment: str) -> str:
     named = ", ".join(f"{in_sentence(titles[key])} ({100 * own['sites'][key]['share']:.0f} %)" for key in poor[:WORST])
     return (
         f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
-        f"keeps at least {100 * goals['alone']:g} in a hundred at {alone - len(poor)} of {alone} simulated "
+        f"keeps at least {100 * goals['alone']:g} in a hundred at {kept(result, experiment)} of {alone} simulated "
         f"sites{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are "
         f"left ({_interval(both)})."
     )
@@ -194,14 +199,13 @@ def reading(result: Analysis) -> str:
     plain, undone, exact = *(result["experiments"][kind] for kind in ("plain", "undone")), result["exact"]
     off = {name: 100 * exact[name]["median"] for name in exact}
     light, change = max(off[name] for name in ("red", "green", "blue")), undone["difference"]
-    before = len(plain["sites"]) - 1 - len(_poor(result, "plain"))
     points, low, high = (round(change[key], 2) + 0.0 for key in ("points", "low", "high"))  # no -0.00
     return (
         f"A network of {result['learnt']['parameters'] / 1e6:.2f} million parameters, which taught itself on the "
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
         f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
-        f"{sites(result, 'undone')} With nothing undone, that is so at {before}, and "
+        f"{sites(result, 'undone')} With nothing undone, that is so at {kept(result, 'plain')}, and "
         f"{100 * plain['sites']['all']['accuracy']:.1f} % are left. Unchanged pictures: {points:+.2f} points "
         f"({low:+.2f} to {high:+.2f}; {_seeds(undone)})."
     )

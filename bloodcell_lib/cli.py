@@ -146,6 +146,14 @@ def _check_device(name: str | None) -> None:
         raise BloodcellError(f"Device {name} cannot be used here: choose cpu, or cuda where there is a GPU.") from error
 
 
+def _device(name: str | None) -> str:
+    """The device that is asked for, if it can be used, else the best there is."""
+    import torch
+
+    _check_device(name)
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @app.command()
 def study(
     profile: Profile = "demo",
@@ -274,12 +282,9 @@ def trust(
     skip_bad: SkipBad = False,
 ) -> None:
     """Analyse this machine's trained networks and record what is found; what is recorded is made anew."""
-    import torch
-
     from bloodcell_lib import analyses, analysis, experiments, plans
 
-    _check_device(device)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     folder = experiments.image_folder(data, profile)
     row = plans.EXPERIMENTS.get(experiment.split("+")[0])  # what was changed by hand does not change what is seen
     cells = experiments.load_images(profile, folder, skip_bad, view=row and plans.profile(profile).view(row))
@@ -297,8 +302,6 @@ def reader(
     skip_bad: SkipBad = False,
 ) -> None:
     """Teach a network to read how a photograph was taken, from all images; `--normalise` undoes what it reads."""
-    import torch
-
     from bloodcell_lib import analysis, experiments, export, plans, records
     from bloodcell_lib import reader as eyes
 
@@ -307,10 +310,9 @@ def reader(
         export.check_packages()
         if budget.disposable:
             raise BloodcellError("The demo gives no results: publish the reader of cpu or full.")
-    _check_device(device)
+    device = _device(device)
     folder = experiments.image_folder(data, profile)
     cells = experiments.load_images(profile, folder, skip_bad, view=(analysis.PHOTOGRAPH, None))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if publish and records.stamp_of(cells.source, budget.name):
         raise BloodcellError(f"The images in {folder} are drawn: publish a reader of photographs.")
     lesson = eyes.Lesson(budget.name, "all", cells, device)

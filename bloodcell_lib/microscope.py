@@ -19,6 +19,9 @@ FARTHEST = 1.5  # of the magnification, as its logarithm, that is undone: what i
 NOISE = 0.02  # power of noise in a picture beside that of what it shows; more would sharpen less
 # Optical density of each stain in red, green and blue light: Ruifrok and Johnston 2001, from their measured samples.
 HAEMATOXYLIN, EOSIN = (0.650, 0.704, 0.286), (0.072, 0.990, 0.105)
+_TWO = np.array([HAEMATOXYLIN, EOSIN]) / np.linalg.norm([HAEMATOXYLIN, EOSIN], axis=1, keepdims=True)
+_REST = np.cross(*_TWO)  # what neither explains, at right angles to both
+BASIS = np.stack([*_TWO, _REST / np.linalg.norm(_REST)])
 DARKEST = 1 / 255  # a black pixel has no finite density
 
 
@@ -73,11 +76,8 @@ def recoloured(images: np.ndarray, readings: np.ndarray) -> np.ndarray:
 
     The light is divided out, then the densities of the dyes are (`stain.scale_stains`).
     """
-    two = np.array([HAEMATOXYLIN, EOSIN]) / np.linalg.norm([HAEMATOXYLIN, EOSIN], axis=1, keepdims=True)
-    rest = np.cross(*two)
-    basis = np.stack([*two, rest / np.linalg.norm(rest)])
     factors = np.exp(-np.column_stack([readings[:, 4:6], np.zeros(len(readings))]))
-    matrix = (np.linalg.inv(basis) @ (factors[:, :, None] * basis)).astype(np.float32)  # (n, 3, 3)
+    matrix = (np.linalg.inv(BASIS) @ (factors[:, :, None] * BASIS)).astype(np.float32)  # (n, 3, 3)
     light = np.exp(readings[:, 1:4]).astype(np.float32)[:, None, None]
     density = -np.log(np.clip(images / np.float32(255) / light, DARKEST, 1))
     return np.rint(255 * np.exp(-np.matmul(density, matrix[:, None])).clip(0, 1)).astype(np.uint8)

@@ -80,10 +80,10 @@ class Network:
 class Eye:
     """The published reader, which tells how photographs were taken. Raises BloodcellError if `folder` has none."""
 
-    def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         file = (folder or paths.WEIGHTS) / READER
         try:
-            self.session = session(file.read_bytes(), threads)
+            self.session = session(file.read_bytes(), threads=1)
         except FileNotFoundError as error:
             raise BloodcellError(
                 f"No reader {file}: make it with `bloodcell reader --profile cpu --publish`, or do without --normalise."

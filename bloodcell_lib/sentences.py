@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bloodcell_lib import compare, evaluate, verdicts
+from bloodcell_lib import answers, compare, evaluate, verdicts
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural, signed
@@ -287,15 +287,13 @@ def undone(study: Study) -> str:
         return ""
     result = study.analyses["reading_best"]["result"]
     plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
-    goal, alone = result["goals"]["alone"], len(plain["sites"]) - 1
-    before, after = (
-        sum(row["share"] >= goal for key, row in kind["sites"].items() if key != "all") for kind in (plain, undone)
-    )
+    before, after = (answers.kept(result, kind) for kind in ("plain", "undone"))
     both = [number(100 * kind["sites"]["all"]["accuracy"], 1) for kind in (plain, undone)]
+    goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
     points = signed(undone["difference"]["points"])
     return (
         "A second network, which taught itself to read from a photograph how it was taken, so that this can be undone, "
-        f"takes the simulated sites where the best recipe keeps {number(100 * goal)} in a hundred of its accuracy from "
+        f"takes the simulated sites where the best recipe keeps {goal} in a hundred of its accuracy from "
         rf"{before} to {after} of {alone}, and its accuracy where all is changed from {both[0]} to {both[1]}\,\%; "
         f"unchanged pictures: {points} points ({plural(undone['seeds'], 'seed')})."
     )
