@@ -161,8 +161,8 @@ def study(
     experiments: Annotated[
         str,
         typer.Option(
-            help="Names or groups: study, all, extra, cv, speed, unknown, lever, best, best_cv, best_short, "
-            "robustness, labels, part, cv_short, cv_pair, cv_clean."
+            help="Names or groups: study, all, extra, cv, speed, unknown, lever, best, best_cv, confirmed, "
+            "magnified_cv, best_short, robustness, labels, part, cv_short, cv_pair, cv_clean."
         ),
     ] = "",
     seeds: Annotated[
