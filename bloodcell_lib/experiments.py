@@ -16,6 +16,8 @@ from typing import Any
 import filelock
 import numpy as np
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from bloodcell_lib import data, machine, models, noise, paths, synthetic
 from bloodcell_lib.augment import AugmentConfig
@@ -133,17 +135,15 @@ def divide(cells: CellImages, part: str, without: Collection[int] = ()) -> tuple
     return cells.subset(np.setdiff1d(train, np.asarray(without, dtype=np.int64))), cells.subset(held_out)
 
 
-def suspected(task: Task, cells: CellImages) -> np.ndarray:
-    """Indices of the training images of `cv_clean<k>` whose labels look wrong, int64.
+def judged(task: Task, cells: CellImages, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What networks that saw neither fold k nor the image itself say of every image outside of fold k.
 
-    Fold k has no say in it: each image of another fold j is judged by the network of `cv_pair<jk>`, which saw neither
-    fold. What bias remains: these networks had three folds to learn from in place of four, so they suspect more; and
-    the labels of fold k, on which the result is measured, may be wrong too. Raises BloodcellError where one of the
-    four runs with this seed is not recorded, or was made with another configuration or on other images.
+    Indices int64 (n,), and probabilities float (n, 8): of fold j, those of `cv_pair<jk>` with this seed. Raises
+    BloodcellError where one of the four is not recorded, or was made with another configuration or on other images.
     """
-    k, folds = int(task.experiment[-1]), data.folds(cells)
+    folds = data.folds(cells)
     at, probabilities = [], []
-    for j in set(range(5)) - {k}:
+    for j in sorted(set(range(5)) - {k}):
         pair = replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}")
         record = recorded(pair, configuration(pair), cells)
         if record is None:
@@ -157,8 +157,26 @@ def suspected(task: Task, cells: CellImages) -> np.ndarray:
         mine = np.isin(held_out, folds[j][1])
         at.append(held_out[mine])
         probabilities.append(run.probabilities[mine])
-    at, probabilities = np.concatenate(at), np.concatenate(probabilities)
+    return np.concatenate(at), np.concatenate(probabilities)
+
+
+def suspected(task: Task, cells: CellImages) -> np.ndarray:
+    """Indices of the training images of `cv_clean<k>` whose labels look wrong by `judged`, int64.
+
+    What bias remains: these networks had three folds to learn from in place of four, so they suspect more; and the
+    labels of fold k, on which the result is measured, may be wrong too.
+    """
+    at, probabilities = judged(task, cells, int(task.experiment[-1]))
     return np.sort(at[noise.suspects(cells.labels.numpy()[at], probabilities)])
+
+
+def teachers(task: Task, cells: CellImages) -> Tensor:
+    """What networks that saw neither it nor the validation set say of each training image of the split, float32
+    (n, 8) in the order of `divide`. Raises BloodcellError as `judged` does, or for a part that is not the split."""
+    if (part := experiment(task.experiment).part) != "split":
+        raise BloodcellError(f"{task.name} trains on '{part}': distil on the split, whose teachers are recorded.")
+    at, probabilities = judged(task, cells, 0)
+    return torch.from_numpy(probabilities[np.argsort(at)]).float()
 
 
 def run(task: Task, cells: CellImages) -> Record:
@@ -204,6 +222,7 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
     started, commit, plan, budget = now(), machine.commit(), task.plan(), profile(task.profile)
     without = suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
+    taught = teachers(task, cells) if plan.train.distil else None
     trainer = Trainer(
         plan.model,
         plan.train,
@@ -215,12 +234,12 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
         label=f"{task.name} seed {task.seed}",
     )
     try:
-        result = trainer.fit(train, held_out)
+        result = trainer.fit(train, held_out, taught)
     except OtherRun:
         if not budget.disposable:
             raise
         task.checkpoint.unlink()
-        result = trainer.fit(train, held_out)
+        result = trainer.fit(train, held_out, taught)
     final = result.history[-1]["validation_accuracy"]
     best = None if held_out is None else max(result.history, key=lambda row: row["validation_accuracy"])
     info = {

@@ -25,6 +25,7 @@ from bloodcell_lib.layers import (
     SqueezeExcite,
     Standardise,
     StochasticDepth,
+    close_up,
     conv_norm,
     grey_world,
     white_point,
@@ -75,8 +76,8 @@ LITE = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What to build. `squeeze_excite` and `kernel` touch the MBConv networks alone, `dropout` and `stochastic_depth`
-    those and `slim_resnet`.
+    """What to build. `squeeze_excite` and `kernel` touch the MBConv networks alone, `dropout`, `stochastic_depth` and
+    `close_up` those and `slim_resnet`.
 
     A field that is added later has the default that builds what was built before, so that older records stay true.
 
@@ -89,6 +90,7 @@ class ModelConfig:
     grey_world, white_point: each image's colours are balanced before they are standardised, by their mean or by the
     light behind the cells.
     kernel: side of the depthwise kernels, odd.
+    close_up: the network sees each image twice, at half its side and the central half as it is, as six channels.
     """
 
     name: str = "deep_efficientnet"
@@ -100,11 +102,17 @@ class ModelConfig:
     grey_world: bool = False
     kernel: int = 3
     white_point: bool = False
+    close_up: bool = False
 
     @property
     def outputs(self) -> int:
         """Scores that the last layer gives: 8, or one for each finer type."""
         return finer.OUTPUTS if self.finer else CLASSES
+
+    @property
+    def channels(self) -> int:
+        """Channels that the first layer sees."""
+        return 6 if self.close_up else 3
 
 
 class MBConv(nn.Module):
@@ -139,7 +147,7 @@ class MBConvNet(nn.Module):
 
     def __init__(self, stages: tuple[Stage, ...], config: ModelConfig, stem: int = 32) -> None:
         super().__init__()
-        self.stem = conv_norm(3, stem, 3, stride=2, norm=config.norm)
+        self.stem = conv_norm(config.channels, stem, 3, stride=2, norm=config.norm)
         total = sum(stage.blocks for stage in stages)
         channels, done = stem, 0
         self.stages = nn.ModuleList()
@@ -201,7 +209,7 @@ class SlimResNet(nn.Module):
             drop = config.stochastic_depth * i / (2 * len(widths) - 1)
             blocks.append(Basic(channels, width, stride, config, drop))
             channels = width
-        self.features = nn.Sequential(conv_norm(3, widths[0], 3, 2, norm=config.norm), *blocks)
+        self.features = nn.Sequential(conv_norm(config.channels, widths[0], 3, 2, norm=config.norm), *blocks)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.head = nn.Linear(channels, config.outputs)
         self.apply(initialise)
@@ -260,15 +268,27 @@ class Classifier(nn.Module):
     add_up: turns what `net` gives into the logits of the eight classes; `added` False leaves it as training wants it.
     """
 
-    def __init__(self, net: nn.Module, add_up: nn.Module, balance: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        add_up: nn.Module,
+        balance: Callable[[Tensor], Tensor] | None = None,
+        look: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.standardise = Standardise(balance)
+        self.look = look
         self.net = net
         self.add_up = add_up
 
     def forward(self, x: Tensor, added: bool = True) -> Tensor:
-        scores = self.net(self.standardise(x))
+        scores = self.net(self.seen(x))
         return self.add_up(scores) if added else scores
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What `net` gets of the images."""
+        x = self.standardise(x)
+        return x if self.look is None else self.look(x)
 
 
 def _resnet18(config: ModelConfig) -> nn.Module:
@@ -292,7 +312,8 @@ NETWORKS = {
 def build(config: ModelConfig) -> Classifier:
     """The network that `config` names, with fresh weights from torch's global random state.
 
-    Raises BloodcellError for an unknown name or norm, an even kernel, a probability outside [0, 1), or two balances.
+    Raises BloodcellError for an unknown name or norm, an even kernel, a probability outside [0, 1), two balances, or a
+    close-up for a network that takes none.
     """
     if config.name not in NETWORKS:
         raise BloodcellError(f"Unknown model '{config.name}': choose one of {', '.join(NETWORKS)}.")
@@ -305,9 +326,11 @@ def build(config: ModelConfig) -> Classifier:
             raise BloodcellError(f"{field} is {getattr(config, field)}: give a probability of at least 0 and below 1.")
     if config.grey_world and config.white_point:
         raise BloodcellError("grey_world and white_point balance the same colours: choose one.")
+    if config.close_up and config.name in ("simple_cnn", "resnet18"):
+        raise BloodcellError(f"{config.name} takes no close-up: choose slim_resnet or an MBConv network.")
     add_up = finer.AddUp() if config.finer else nn.Identity()
     balance = grey_world if config.grey_world else white_point if config.white_point else None
-    return Classifier(NETWORKS[config.name](config), add_up, balance)
+    return Classifier(NETWORKS[config.name](config), add_up, balance, close_up if config.close_up else None)
 
 
 def parameters(model: nn.Module) -> int:

@@ -231,12 +231,16 @@ EXTRA = _named(
     _short("short_close", "Central 200 pixels", view={"crop": 200}),
     _short("short_wide", "Central 300 pixels", view={"crop": 300}),
     _short("short_large", "A third larger", view={"size": 4 / 3}),
+    _short("short_close_up", "Whole and close up", model=replace(_BEST_NETWORK, close_up=True), view={"size": 2}),
+    _short("short_pretrained", "Learning without labels first", train=TrainConfig(pretrain=8)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
     *(_short(f"short_fold{k}", f"Short, fold {k + 1} of 5", "cv_short", part=f"fold{k}") for k in range(1, 5)),
     *(
         _short(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv_pair", part=f"pair{j}{k}")
         for j, k in itertools.combinations(range(5), 2)
     ),
+    # Its teachers are those of the pairs that hold the split's fold out.
+    _short("short_distilled", "Distilled from four networks", train=TrainConfig(distil=0.5)),
     *(_short(f"cv_clean{k}", f"Fold {k + 1} of 5, suspects left out", "cv_clean", part=f"clean{k}") for k in range(5)),
 )
 EXPERIMENTS = {**STUDY, **EXTRA}

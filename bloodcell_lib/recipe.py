@@ -25,7 +25,9 @@ class TrainConfig:
     share of an image's side with which training begins; see `side`. mixup, cutmix: alpha of the Beta distribution of
     `mixing`, 0 for none.
     sharpness: how far a step first climbs, as a length in the space of the weights, before it takes the gradient there
-    (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time.
+    (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time. pretrain: epochs of `pretrain.contrast`
+    on the training images before the first, each of which takes twice an epoch's time. distil: share of each image's
+    target that is what other networks say of it (Hinton et al. 2015, at temperature 1), 0 for none.
     """
 
     epochs: int = 50
@@ -44,6 +46,8 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     sharpness: float = 0.0
+    pretrain: int = 0
+    distil: float = 0.0
     seed: int = 0
     deterministic: bool = True
 
@@ -62,9 +66,21 @@ class TrainConfig:
         for name in ("label_smoothing", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give at least 0 and less than 1.")
+        if not 0 <= self.distil <= 1:
+            raise BloodcellError(f"distil is {self.distil}: give a share from 0 to 1.")
         if not 0 < self.start_size <= 1:
             raise BloodcellError(f"start_size is {self.start_size}: give more than 0 and at most 1.")
-        for name in ("final_rate", "warmup", "weight_decay", "clip", "mixup", "cutmix", "sharpness", "seed"):
+        for name in (
+            "final_rate",
+            "warmup",
+            "weight_decay",
+            "clip",
+            "mixup",
+            "cutmix",
+            "sharpness",
+            "pretrain",
+            "seed",
+        ):
             if not 0 <= getattr(self, name) < 2**63:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give 0 or more.")
 

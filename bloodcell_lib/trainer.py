@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from bloodcell_lib import checkpoints, finer, graphs, mixing, models
+from bloodcell_lib import checkpoints, finer, graphs, mixing, models, pretrain
 from bloodcell_lib.augment import Augment, AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -62,8 +62,11 @@ class Trainer:
         label: str = "train",
     ) -> None:
         train.check()
-        if model.finer and (train.mixup or train.cutmix):
-            raise BloodcellError("Finer labels cannot be mixed: set mixup and cutmix to 0, or finer to False.")
+        if sum(map(bool, (model.finer, train.mixup or train.cutmix, train.distil))) > 1:
+            raise BloodcellError(
+                "Finer labels, mixed labels and those of other networks do not go together: choose one of finer, mixup "
+                "with cutmix, and distil."
+            )
         self.model_config, self.config, self.augment_config = model, train, augment
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -73,14 +76,15 @@ class Trainer:
         self.checkpoint, self.resume = checkpoint, resume
         self.progress, self.label = progress, label
 
-    def fit(self, images: CellImages, validation: CellImages | None = None) -> Run:
+    def fit(self, images: CellImages, validation: CellImages | None = None, taught: Tensor | None = None) -> Run:
         """Trains on `images`; after each epoch measures `validation`, whose result decides nothing.
 
-        Raises BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images.
+        taught: what other networks say of `images`, float (n, 8), rows sum to 1; where the recipe distils it. Raises
+        BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images.
         """
         start = time.perf_counter()
         probabilities = None
-        for _, measured in self.epochs(images, validation):
+        for _, measured in self.epochs(images, validation, taught):
             probabilities = measured
         if validation is not None and probabilities is None:  # a checkpoint of a finished training
             probabilities = self.measure(*self._place(validation))[2]
@@ -94,11 +98,13 @@ class Trainer:
         )
 
     def epochs(
-        self, images: CellImages, validation: CellImages | None = None
+        self, images: CellImages, validation: CellImages | None = None, taught: Tensor | None = None
     ) -> Iterator[tuple[dict[str, float], Tensor | None]]:
         """What `fit` does, an epoch at a time: each one's row of the history and validation probabilities."""
         if len(images) < 2:
             raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
+        if self.config.distil and (taught is None or len(taught) != len(images)):
+            raise BloodcellError("To distil takes what other networks say of each training image: give `taught`.")
         start = time.perf_counter()
         self.fingerprint = images.fingerprint
         if self.config.deterministic:
@@ -115,10 +121,18 @@ class Trainer:
         held_out = None if validation is None else self._place(validation)
         if self.model_config.finer:
             train = train[0], finer.allowed(images.names, images.labels.tolist()).to(self.device)
+        if self.config.distil:
+            train = (
+                train[0],
+                torch.lerp(
+                    F.one_hot(train[1], models.CLASSES).float(), taught.float().to(self.device), self.config.distil
+                ),
+            )
         reset_peak_memory(self.device)
+        before = self.config.pretrain
         bar = tqdm(
-            total=self.config.epochs * len(images),
-            initial=len(self.history) * len(images),
+            total=(before + self.config.epochs) * len(images),
+            initial=(before * bool(self.history) + len(self.history)) * len(images),
             desc=self.label,
             unit="image",
             unit_scale=True,
@@ -126,6 +140,9 @@ class Trainer:
             mininterval=0.5,
         )
         with bar:
+            if before and not self.history:
+                for _ in pretrain.contrast(self.model, train[0], before, self.generator):
+                    bar.update(len(images))
             while len(self.history) < self.config.epochs:
                 began, probabilities = time.perf_counter(), None
                 row = {"epoch": len(self.history) + 1, **self._epoch(*train, bar)}

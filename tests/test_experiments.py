@@ -79,11 +79,12 @@ def test_the_study_has_its_sixteen_rows_in_order():
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
-    assert len(parts) == 22 and all(name.startswith("short_") for name in parts)
+    assert len(parts) == 25 and all(name.startswith("short_") for name in parts)
     cleaning = [f"short_fold{k}" for k in range(1, 5)]
     cleaning += [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
+    cleaning += ["short_distilled"]  # after its teachers
     cleaning += [f"cv_clean{k}" for k in range(5)]
-    assert list(EXPERIMENTS) == [*STUDY, *extra, *best, *tried, *parts, *cleaning]
+    assert list(EXPERIMENTS) == [*STUDY, *extra, *best, *tried, *parts[:-1], *cleaning]
     assert all(row.name == name for name, row in EXPERIMENTS.items())
 
 
@@ -136,6 +137,9 @@ def test_each_ablation_changes_only_its_own_setting():
         "short_sharpness": {"sharpness"},
         "short_small_batch": {"batch_size"},
         "short_growing": {"start_size"},
+        "short_close_up": {"close_up"},
+        "short_pretrained": {"pretrain"},
+        "short_distilled": {"distil"},
     }
     assert {name: differs(name, "best_short") for name in wanted} == wanted
     # The rest change what is seen, or for how long, and nothing else.
@@ -145,14 +149,22 @@ def test_each_ablation_changes_only_its_own_setting():
         if views_changed := {
             key for key in ("crop", "size", "length", "part") if getattr(row, key) != getattr(base, key)
         }:
-            assert name not in wanted and not differs(name, "best_short")
+            assert name == "short_close_up" or not differs(name, "best_short")
             views[name] = views_changed
     assert views == {
         "short_longer": {"length"},
         "short_close": {"crop"},
         "short_wide": {"crop"},
         "short_large": {"size"},
+        "short_close_up": {"size"},
     }
+    for name in plans.FOLDS["magnified"]:
+        row = EXPERIMENTS[name]
+        assert (row.crop, row.size, row.length) == (
+            *(EXPERIMENTS["short_close"].crop, EXPERIMENTS["short_large"].size),
+            EXPERIMENTS["best"].length,
+        )
+        assert not differs(name, "best") and row.part == EXPERIMENTS[name.replace("magnified", "best")].part
     for k in range(1, 5):
         for name in (f"cv_clean{k}", f"short_fold{k}", f"cv_pair0{k}"):
             assert differs(name, "best_short") == set() and EXPERIMENTS[name].length == base.length
@@ -167,7 +179,9 @@ def test_variants_are_what_an_experiment_is_the_base_of():
     assert "main" not in plans.variants("main", "main", "baseline", "attention")
 
 
-@pytest.mark.parametrize("name", [*STUDY, "as_described", "finer_labels", "group_norm", "stain_jitter", "grey_world"])
+@pytest.mark.parametrize(
+    "name", [*STUDY, "as_described", "finer_labels", "group_norm", "stain_jitter", "grey_world", "short_close_up"]
+)
 def test_each_row_builds_and_trains_a_step(name, cells):
     plan = Task(name, 0, PROFILE, changes=ONCE).plan()
     few = cells.subset(range(0, 40, 4))

@@ -291,6 +291,29 @@ def test_a_balance_goes_with_the_network_into_what_is_exported(balance):
     assert model.state_dict().keys() == network("efficientnet_lite").state_dict().keys()
 
 
+@pytest.mark.parametrize("side", [64, 66, 67])
+def test_a_close_up_is_the_centre_beside_the_whole(side):
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    half, at = side // 2, (side - side // 2) // 2
+    seen = layers.close_up(x)
+    torch.testing.assert_close(seen[:, 3:], x[:, :, at : at + half, at : at + half], atol=0, rtol=0)
+    torch.testing.assert_close(seen[:, :3, 3, 5], x[:, :, 6:8, 10:12].mean((2, 3)))
+    assert seen.shape == (2, 6, half, half)
+
+
+@pytest.mark.parametrize("name", ["slim_resnet", "deep_efficientnet"])
+def test_a_close_up_costs_the_first_layer_alone(name):
+    with_one, without = network(name, close_up=True).eval(), network(name).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert with_one(x).shape == (2, 8)
+    more = models.parameters(with_one) - models.parameters(without)
+    assert more == models.parameters(without.net.stem[0] if name != "slim_resnet" else without.net.features[0][0])
+    x[:, :, 20:40, 20:40] = 0
+    assert not torch.equal(with_one(x), with_one(torch.zeros_like(x)))
+    program = torch.export.export(with_one, (x,))
+    torch.testing.assert_close(program.module()(x), with_one(x))
+
+
 def test_the_global_seed_makes_the_weights():
     one, same, other = (network("deep_efficientnet", seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -305,6 +328,7 @@ def test_the_global_seed_makes_the_weights():
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"stochastic_depth": -0.1}, "stochastic_depth is -0.1"),
         ({"kernel": 4}, "kernel is 4: give an odd number"),
+        ({"name": "resnet18", "close_up": True}, "resnet18 takes no close-up: choose slim_resnet"),
     ],
 )
 def test_bad_configurations_are_told(changes, word):

@@ -105,6 +105,21 @@ def test_a_fold_is_trained_without_what_the_others_suspect(cells, tmp_path, monk
     assert not set(left_out) & set(folds[1][1])
 
 
+def test_teachers_saw_neither_the_image_nor_the_validation_set(cells, tmp_path):
+    pairs = {j: experiments.run(task(f"cv_pair0{j}", tmp_path), cells).validation() for j in range(1, 5)}
+    taught = experiments.teachers(task("short_distilled", tmp_path), cells)
+    train, _ = experiments.divide(cells, "split")
+    fold_of = {cells.names[i]: j for j, (_, at) in enumerate(experiments.data.folds(cells)) for i in at}
+    for name, given in zip(train.names, taught.numpy(), strict=True):
+        teacher = pairs[fold_of[name]]
+        assert np.array_equal(given, teacher.probabilities[teacher.names.index(name)].astype(np.float32))
+    record = experiments.run(task("short_distilled", tmp_path), cells)
+    assert record.info["config"]["train"]["distil"] == 0.5 and record.info["data"]["train"] == 32
+    elsewhere = replace(task("cv_fold1", tmp_path), changes=(("distil", 0.5),))
+    with pytest.raises(BloodcellError, match="distil on the split"):
+        experiments.run(elsewhere, cells)
+
+
 def test_suspects_of_other_images_are_refused(cells, tmp_path):
     for pair in ("01", "02", "03", "04"):
         experiments.run(task(f"cv_pair{pair}", tmp_path), cells)

@@ -238,6 +238,28 @@ def test_it_learns_in_every_way(way):
     assert run.history[-1]["train_accuracy"] > 0.5
 
 
+def test_distilling_mixes_what_teachers_say_into_each_images_label(monkeypatch):
+    images = pictures()
+    taught = torch.rand(40, 8, generator=torch.Generator().manual_seed(3))
+    taught /= taught.sum(1, keepdim=True)
+    t, seen = trainer(replace(QUICK, epochs=1, distil=0.25), BARE), []
+
+    def watched(scores, targets, **more):
+        seen.append(targets)
+        return cross_entropy(scores, targets, **more)
+
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    row = t.fit(images, taught=taught).history[0]
+    targets = torch.cat(seen)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))  # the training's own draw
+    expected = 0.75 * F.one_hot(images.labels, 8) + 0.25 * taught
+    torch.testing.assert_close(targets, expected[order])
+    assert 0 <= row["train_accuracy"] <= 1
+    unheard = trainer(QUICK, BARE).fit(images, taught=taught).weights
+    assert equal(unheard, trainer(QUICK, BARE).fit(images).weights)
+
+
 def test_weight_averaging_is_the_exponential_average_of_every_step_buffers_too():
     decay, held_out = 0.7, pictures(16, seed=1)
     t = trainer(replace(QUICK, average=decay))
@@ -462,6 +484,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         ({"warmup": -1}, "warmup is -1"),
         ({"mixup": -0.1}, "mixup is -0.1"),
         ({"sharpness": float("nan")}, "sharpness is nan"),
+        ({"pretrain": -1}, "pretrain is -1"),
+        ({"distil": 1.5}, "distil is 1.5: give a share from 0 to 1"),
         ({"seed": 2**70}, "seed is "),
     ],
 )
@@ -470,9 +494,18 @@ def test_values_that_no_run_can_have_are_told(changes, said):
         trainer(TrainConfig(**changes))
 
 
-def test_finer_labels_are_not_mixed():
-    with pytest.raises(BloodcellError, match="Finer labels cannot be mixed"):
-        trainer(TrainConfig(cutmix=1.0), ModelConfig("efficientnet_lite", finer=True))
+@pytest.mark.parametrize(
+    ("train", "finer"), [({"cutmix": 1.0}, True), ({"distil": 0.5}, True), ({"distil": 0.5, "mixup": 0.2}, False)]
+)
+def test_two_ways_to_change_a_label_are_refused(train, finer):
+    with pytest.raises(BloodcellError, match="choose one of finer, mixup with cutmix, and distil"):
+        trainer(TrainConfig(**train), ModelConfig("efficientnet_lite", finer=finer))
+
+
+@pytest.mark.parametrize("taught", [None, torch.full((3, 8), 1 / 8)])
+def test_distilling_without_teachers_of_each_image_is_refused(taught):
+    with pytest.raises(BloodcellError, match="give `taught`"):
+        trainer(replace(QUICK, distil=0.5)).fit(pictures(), taught=taught)
 
 
 def test_too_few_images_and_unknown_devices_are_told():
