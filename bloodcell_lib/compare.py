@@ -79,6 +79,23 @@ def out_of_fold(parts: Sequence[Sequence[Record]]) -> pd.DataFrame:
     return pd.DataFrame() if any(frame.empty for frame in frames) else pd.concat(frames, join="inner")
 
 
+def averaged(*recipes: Sequence[Sequence[Record]]) -> pd.DataFrame:
+    """`out_of_fold` of several recipes' mean probabilities, on the first seed that all have; each recipe's parts hold
+    out the same images. Empty where there is no such seed."""
+    seeds = [{record.seed for record in part} for parts in recipes for part in parts]
+    if not (common := set.intersection(*seeds)):
+        return pd.DataFrame()
+    seed, frames = min(common), []
+    for parts in zip(*recipes, strict=True):
+        runs = [record.validation() for part in parts for record in part if record.seed == seed]
+        if any(run.names != runs[0].names for run in runs):
+            return pd.DataFrame()
+        called = np.mean([run.probabilities for run in runs], axis=0).argmax(1)
+        index = pd.MultiIndex.from_arrays([runs[0].labels, runs[0].names], names=["label", "name"])
+        frames.append(pd.DataFrame({seed: called}, index=index))
+    return pd.concat(frames)
+
+
 def disagreements(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """What McNemar's test counts: int (2, 2), a row where we are right or wrong, a column where they are.
 

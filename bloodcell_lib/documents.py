@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from bloodcell_lib import analysis, answers, bench, calibration, evaluate, paths, sentences, tables, verdicts
+from bloodcell_lib import (
+    analysis,
+    answers,
+    bench,
+    calibration,
+    evaluate,
+    paths,
+    second_reader,
+    sentences,
+    tables,
+    verdicts,
+)
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import join
 from bloodcell_lib.numbers import Study, without_source
@@ -129,7 +140,13 @@ def results(study: Study) -> str:
     if not study.records:
         return NOTHING
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study)]
-    beyond = [sentences.best(study), sentences.doubts(study), verdicts.beyond(study)]
+    beyond = [
+        sentences.best(study),
+        sentences.magnified(study),
+        second_reader.sentence(study),
+        sentences.doubts(study),
+        verdicts.beyond(study),
+    ]
     made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
         "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "

@@ -187,6 +187,26 @@ def best(study: Study) -> str:
     return " ".join(filter(None, told))
 
 
+def magnified(study: Study) -> str:
+    """What the best recipe reaches where it sees less of the smear in more pixels; "" before it is cross-validated."""
+    judged = compare.out_of_fold([study.runs(fold) for fold in FOLDS["magnified"]])
+    if judged.empty:
+        return ""
+    (right, n, interval), info = _rightly(judged), study.runs("magnified")[0].info
+    size, crop, macs = info["config"]["pixels"], info["config"]["crop"], number(info["model"]["macs"] / 1e6)
+    told = [
+        rf"Magnified, the central {crop} pixels of a photograph as {size} $\times$ {size} ({macs} million operations), "
+        rf"the same recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images rightly, each by a network "
+        f"that has not seen it ({interval}).",
+        verdicts.lead(study, "magnified", "best"),
+    ]
+    both = compare.averaged(*([study.runs(fold) for fold in FOLDS[name]] for name in ("best", "magnified")))
+    if not both.empty:
+        right, n, interval = _rightly(both)
+        told.append(rf"The two recipes' probabilities averaged: {number(100 * right / n, 2)}\,\% ({interval}).")
+    return " ".join(filter(None, told))
+
+
 def doubts(study: Study) -> str:
     """How many labels the best recipe's networks suspect, beside the main one's; "" before both are analysed."""
     if not {"labels", "labels_best"} <= study.analyses.keys():

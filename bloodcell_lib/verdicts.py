@@ -99,15 +99,15 @@ def _screened(what: str, rows: Sequence[dict]) -> str:
     return f"{len(rows)} changes to {what} lie from {' to '.join(ends)} points"
 
 
-def lead(study: Study) -> str:
-    """By how much the best recipe is ahead of the main one, out of fold; "" before both are cross-validated."""
-    best, main = (out_of_fold([study.runs(fold) for fold in FOLDS[name]]) for name in ("best", "main"))
-    ahead = difference(best, main)
+def lead(study: Study, ours: str = "best", theirs: str = "main") -> str:
+    """By how much one recipe is ahead of another, out of fold; "" before both are cross-validated."""
+    frames = [out_of_fold([study.runs(fold) for fold in FOLDS[name]]) for name in (ours, theirs)]
+    ahead = difference(*frames)
     if not ahead.seeds:
         return ""
     points, more = number(abs(ahead.mean), 2), "more" if ahead.mean > 0 else "less"
     return (
-        f"It names {points} points {more} of these images rightly than the main recipe does "
+        f"It names {points} points {more} of these images rightly than the {theirs} recipe does "
         rf"(95\,\% interval of the difference {signed(ahead.low)} to {signed(ahead.high)}, "
         "over images, one network a fold)."
     )

@@ -310,6 +310,29 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     assert sentences.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
+def test_the_magnified_recipe_is_told_beside_the_best_one_and_averaged_with_it(tmp_path):
+    write_records(tmp_path, [*FOLDS["best"], *FOLDS["magnified"][1:]], seeds=(0,))
+    assert sentences.magnified(Study.of(load_records(tmp_path), "cpu")) == ""
+    write_records(tmp_path, FOLDS["magnified"][:1], seeds=(0, 1))
+    study = Study.of(load_records(tmp_path), "cpu")
+    given = {
+        name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0]
+        for name in ("best", "magnified")
+    }
+    right = {
+        name: 100 * np.mean([(run.predicted == run.labels).mean() for run in runs]) for name, runs in given.items()
+    }
+    both = [
+        ((one.probabilities + other.probabilities).argmax(1) == one.labels).mean()
+        for one, other in zip(*given.values())
+    ]
+    told = sentences.magnified(study)
+    assert rf"names {right['magnified']:.2f}\,\% of the 3,200 images rightly" in told
+    more = "more" if right["magnified"] > right["best"] else "less"
+    assert f"{abs(right['magnified'] - right['best']):.2f} points {more} of these images rightly than the best" in told
+    assert rf"The two recipes' probabilities averaged: {100 * np.mean(both):.2f}\,\%" in told
+
+
 def test_doubts_about_labels_are_counted_for_both_recipes():
     def study(main: str, best: str) -> Study:
         found = {"labels": main, "labels_best": best}

@@ -1,0 +1,78 @@
+"""A second reader: what networks of other recipes say of the images that the best recipe's networks name wrongly.
+
+Each network judges only images that it was not trained on. Where recipes of another architecture, size or length all
+contradict a label in the same way, either it is wrong or the cell looks like another type to all of them; more of the
+same training will not change that.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bloodcell_lib.cells import TITLES
+from bloodcell_lib.compare import out_of_fold
+from bloodcell_lib.latex import count, join, number, plural
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.plans import FOLDS
+
+FIRST = "best"
+READERS = {
+    "main": "the main recipe",
+    "magnified": "the best recipe magnified",
+    "best_short": "the best recipe cut short",
+}
+
+
+def calls(study: Study) -> pd.DataFrame:
+    """What each cross-validated recipe calls each image: int (n, recipes), by (label, name), the best recipe first.
+
+    Of one seed; empty before the best recipe is cross-validated.
+    """
+    found = {name: out_of_fold([study.runs(fold) for fold in FOLDS[name]]) for name in (FIRST, *READERS)}
+    if found[FIRST].empty:
+        return pd.DataFrame()
+    seed = found[FIRST].columns[0]
+    called = {name: frame[seed] for name, frame in found.items() if seed in frame.columns}
+    return pd.concat(called, axis=1, join="inner")
+
+
+def mistakes(called: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `calls` that the best recipe names wrongly."""
+    return called if called.empty else called[called[FIRST] != called.index.get_level_values("label")]
+
+
+def agreed(wrong: pd.DataFrame) -> pd.Series:
+    """To which of the `mistakes` every recipe gives the same answer, bool."""
+    return wrong.eq(wrong[FIRST], axis=0).all(axis=1)
+
+
+def pairs(study: Study) -> pd.DataFrame:
+    """The best recipe's mistakes by label and answer, the most frequent first: how many, to how many of them each other
+    recipe gives the same answer, and to how many all do. Empty before the best recipe is cross-validated."""
+    wrong = mistakes(calls(study))
+    if wrong.empty:
+        return pd.DataFrame()
+    same = wrong[wrong.columns[1:]].eq(wrong[FIRST], axis=0).rename(columns=READERS)
+    same.insert(0, "mistakes", 1)
+    same["all agree"] = agreed(wrong)
+    sides = {"label": wrong.index.get_level_values("label"), "called": wrong[FIRST]}
+    by = [pd.Index([TITLES[k] for k in ids], name=side) for side, ids in sides.items()]
+    return same.groupby(by).sum().sort_values("mistakes", ascending=False, kind="stable")
+
+
+def sentence(study: Study) -> str:
+    """Where the best recipe's mistakes lie, and how many all others make too; "" without another recipe."""
+    called = calls(study)
+    wrong = mistakes(called)
+    if wrong.shape[1] < 2 or wrong.empty:
+        return ""
+    touched = pd.Series([*wrong.index.get_level_values("label"), *wrong[FIRST]]).value_counts()
+    readers, same = join([READERS[name] for name in wrong.columns[1:]]), int(agreed(wrong).sum())
+    share = number(100 * same / len(called), 1)
+    return (
+        f"Of its {plural(len(wrong), 'mistake')} outside of training, {touched.iloc[0]} are of "
+        f"{TITLES[touched.index[0]].lower()}s or for them. {readers[0].upper()}{readers[1:]}, whose networks did not "
+        f"see the image either, give{'s' * (wrong.shape[1] == 2)} the same wrong answer to {same} of them "
+        rf"({share}\,\% of all {count(len(called))}): there the label is wrong, or the cell looks like another type to "
+        "each recipe."
+    )

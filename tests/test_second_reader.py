@@ -1,0 +1,87 @@
+"""What other recipes' networks say where the best recipe errs, counted by hand from records."""
+
+from __future__ import annotations
+
+import pytest
+from fake_records import write_records
+
+from bloodcell_lib import documents, second_reader
+from bloodcell_lib.cells import TITLES
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.plans import FOLDS
+from bloodcell_lib.records import load_records
+
+
+def study(folder, *recipes: str, seeds=(0,)) -> Study:
+    for name in recipes:
+        write_records(folder, list(FOLDS[name]), seeds=seeds)
+    return Study.of(load_records(folder), "cpu")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Study:
+    return study(tmp_path_factory.mktemp("three"), "best", "main", "best_short")
+
+
+def by_hand(study: Study) -> dict[str, dict[tuple[int, str], int]]:
+    """What each recipe calls each image."""
+    called = {}
+    for name in ("best", "main", "best_short"):
+        runs = [run.validation() for fold in FOLDS[name] for run in study.runs(fold)]
+        called[name] = {
+            (int(label), image): int(answer)
+            for run in runs
+            for label, image, answer in zip(run.labels, run.names, run.predicted)
+        }
+    return called
+
+
+def test_mistakes_are_those_of_the_best_recipe_with_what_others_say(three):
+    called, wrong = by_hand(three), second_reader.mistakes(second_reader.calls(three))
+    assert list(wrong.columns) == ["best", "main", "best_short"]
+    expected = {image for image, answer in called["best"].items() if answer != image[0]}
+    assert set(wrong.index) == expected and 0 < len(expected) < 400
+    for name in called:
+        assert all(called[name][image] == answer for image, answer in wrong[name].items())
+    alike = {image for image in expected if len({called[name][image] for name in called}) == 1}
+    assert set(wrong.index[second_reader.agreed(wrong)]) == alike and 0 < len(alike) < len(expected)
+
+
+def test_pairs_count_them_by_label_and_answer(three):
+    called, table = by_hand(three), second_reader.pairs(three)
+    assert list(table.columns) == ["mistakes", "the main recipe", "the best recipe cut short", "all agree"]
+    assert table["mistakes"].is_monotonic_decreasing
+    (label, answer), row = next(table.iterrows())
+    at = [
+        image
+        for image, given in called["best"].items()
+        if given != image[0] and (TITLES[image[0]], TITLES[given]) == (label, answer)
+    ]
+    same = {name: [called[name][image] == called["best"][image] for image in at] for name in ("main", "best_short")}
+    assert row["mistakes"] == len(at)
+    assert row["the main recipe"] == sum(same["main"])
+    assert row["all agree"] == sum(map(all, zip(*same.values())))
+
+
+def test_the_sentence_counts_the_same(three):
+    wrong = second_reader.mistakes(second_reader.calls(three))
+    told = documents.markdown(second_reader.sentence(three))
+    same = int(second_reader.agreed(wrong).sum())
+    assert told.startswith(f"Of its {len(wrong)} mistakes outside of training, ")
+    assert "The main recipe and the best recipe cut short, whose networks" in told
+    assert f"give the same wrong answer to {same} of them ({same / 32:.1f} % of all 3,200)" in told
+
+
+def test_one_reader_is_told_as_one_and_none_not_at_all(tmp_path):
+    assert "The main recipe, whose networks did not see the image either, gives the same" in second_reader.sentence(
+        study(tmp_path / "two", "best", "main")
+    )
+    alone = study(tmp_path / "one", "best")
+    assert second_reader.sentence(alone) == "" and list(second_reader.pairs(alone).columns) == ["mistakes", "all agree"]
+    nothing = Study.of([], "cpu")
+    assert second_reader.sentence(nothing) == "" and second_reader.pairs(nothing).empty
+
+
+def test_a_reader_with_another_seed_is_not_asked(tmp_path):
+    write_records(tmp_path, list(FOLDS["main"]), seeds=(1,))
+    assert list(second_reader.calls(study(tmp_path, "best")).columns) == ["best"]
