@@ -302,7 +302,7 @@ def reader(
     skip_bad: SkipBad = False,
 ) -> None:
     """Teach a network to read how a photograph was taken, from all images; `--normalise` undoes what it reads."""
-    from bloodcell_lib import analysis, experiments, export, plans, records
+    from bloodcell_lib import experiments, export, microscope, plans, records
     from bloodcell_lib import reader as eyes
 
     budget = plans.profile(profile)
@@ -312,7 +312,7 @@ def reader(
             raise BloodcellError("The demo gives no results: publish the reader of cpu or full.")
     device = _device(device)
     folder = experiments.image_folder(data, profile)
-    cells = experiments.load_images(profile, folder, skip_bad, view=(analysis.PHOTOGRAPH, None))
+    cells = experiments.load_images(profile, folder, skip_bad, view=(microscope.SIDE, None))
     if publish and records.stamp_of(cells.source, budget.name):
         raise BloodcellError(f"The images in {folder} are drawn: publish a reader of photographs.")
     lesson = eyes.Lesson(budget.name, "all", cells, device)

@@ -33,10 +33,10 @@ CHANGED = 0.8  # share of the pictures in which each of these is changed
 SPREAD = (0.3, 0.15, 0.15, 0.15, 0.4, 0.4, 0.3)  # errors are measured in these, which says what counts more
 OURS = 0.99  # of our photographs, so many are left alone in each thing that is read
 WIDTHS = (16, 32, 32, 64, 64, 128, 128, 128)
-SOURCE = 2 * LOOK  # pixels of a side of what it learns from, since an enlarged photograph shows more
+CAMERA = 2 * LOOK  # pixels of a side at which a changed photograph is blurred, before it is read
 BATCH, RATE, DECAY, DELTA = 32, 2e-3, 1e-3, 0.3
 DEMO_EPOCHS = 8
-VERSION = "1"  # raise it when another reader comes out of the same images
+VERSION = "2"  # raise it when another reader comes out of the same images
 
 
 class Reader(nn.Module):
@@ -73,23 +73,30 @@ def elsewhere(photographs: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     field, sigma = 1 - draw(0, 1 - FIELD)[:, 0], draw(0, BLUR)[:, 0]
     truth = torch.cat([zoom, light, dyes, 100 * sigma[:, None]], 1)
     field, sigma, told = (t.to(photographs.device) for t in (field, sigma, truth))
-    source, x = photographs.float() / 255, torch.empty(photographs.shape, device=photographs.device)
-    for some in (told[:, 0] < 0, told[:, 0] >= 0):  # the smaller ones take more samples a pixel
+    x = torch.empty(n, 3, CAMERA, CAMERA, device=photographs.device)
+    enlarged = told[:, 0] > 0
+    for some in (enlarged, ~enlarged):
         if some.any():
-            x[some] = taken(source[some], told[some, 0].exp(), field[some], x.shape[-1])
-    x = augment.blur(x, sigma * x.shape[-1], BLUR * x.shape[-1])
+            source = photographs[some].float() / 255
+            if some is not enlarged:  # these show no more than the camera does, and sampling less of it is faster
+                source = F.interpolate(source, (CAMERA, CAMERA), mode="bilinear", antialias=True)
+            x[some] = taken(source, told[some, 0].exp(), field[some], CAMERA)
+    x = augment.blur(x, sigma * CAMERA, BLUR * CAMERA)
     x = F.interpolate(x, (LOOK, LOOK), mode="bilinear", antialias=True).clamp(0, 1)
     x = scale_stains(x, told[:, 4].exp(), told[:, 5].exp())
     return (x * told[:, 1:4].exp()[:, :, None, None]).clamp(0, 1), told
 
 
 def learn(photographs: Tensor, epochs: int, seed: int = 0, device: torch.device | str = "cpu") -> Reader:
-    """A reader that has learnt from whole photographs, uint8 (n, 3, S, S), for so many passes over them."""
+    """A reader that has learnt from whole photographs, uint8 (n, 3, S, S), for so many passes over them.
+
+    S is best that of the files: what is shrunk before it is enlarged shows less than an enlarged photograph does.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    photographs = torch.cat([shrunk(x, SOURCE) for x in photographs.split(corrupt.BATCH)])
+    looks = torch.cat([shrunk(x, LOOK) for x in photographs.split(corrupt.BATCH)])
     reader = Reader()
-    reader.standardise.fit(photographs)
+    reader.standardise.fit(looks)
     reader.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(reader.parameters(), RATE, weight_decay=DECAY, fused=True)
     steps = epochs * math.ceil(len(photographs) / BATCH)
@@ -101,9 +108,8 @@ def learn(photographs: Tensor, epochs: int, seed: int = 0, device: torch.device 
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
-    looks = torch.cat([shrunk(x, LOOK) for x in photographs.split(corrupt.BATCH)]).permute(0, 2, 3, 1)
-    steady = np.quantile(np.abs(read(reader.eval(), looks.numpy())), OURS, axis=0)
-    reader.steady.copy_(torch.from_numpy(steady))
+    ours = np.abs(read(reader.eval(), looks.permute(0, 2, 3, 1).numpy()))
+    reader.steady.copy_(torch.from_numpy(np.quantile(ours, OURS, axis=0)))
     return reader
 
 

@@ -36,7 +36,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     config = subject.records[0].info["config"]
     part = config["part"]
     held_out = subject.photographs(subject.held_out(subject.records[0]), SIDE)
-    train = subject.photographs(experiments.divide(subject.cells, part)[0])
+    train = subject.photographs(experiments.divide(subject.cells, part)[0], SIDE)
     if plans.profile(subject.profile).disposable:
         train, held_out = (spread(cells, DEMO_IMAGES) for cells in (train, held_out))
     eye = reader.Lesson(subject.profile, part, train, subject.device, subject.runs).taught()
@@ -85,7 +85,7 @@ def exactness(eye: Reader, held_out: CellImages, seed: int = 0) -> dict[str, dic
     generator = torch.Generator().manual_seed(seed)
     off = []
     for part in held_out.images.split(PART):
-        x, truth = reader.elsewhere(reader.shrunk(part, reader.SOURCE).to(eye.spread.device), generator)
+        x, truth = reader.elsewhere(part.to(eye.spread.device), generator)
         off.append((eye(x) - truth).abs().cpu())
     factors = torch.cat(off)
     factors[:, :-1] = factors[:, :-1].exp() - 1
