@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bloodcell_lib import answers, compare, evaluate, verdicts
+from bloodcell_lib import answers, compare, evaluate, second_reader, verdicts
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural, signed
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
-from bloodcell_lib.plans import EXTRA, FOLDS, STUDY
+from bloodcell_lib.plans import EXTRA, FOLDS, STUDY, TRIED
 
 
 def sentences(study: Study) -> dict[str, str]:
@@ -33,9 +33,11 @@ def sentences(study: Study) -> dict[str, str]:
         "AugmentationVerdict": verdicts.effect(study, "aug_none"),
         "DepthVerdict": verdicts.effect(study, "as_described"),
         "ChangesSentence": verdicts.changes(study),
-        "BeyondSentence": verdicts.beyond(study),
+        "BeyondSentence": verdicts.beyond(study, TRIED),
         "BestSentence": best(study),
         "BestInShort": best_in_short(study),
+        "MagnifiedSentence": magnified(study),
+        "SecondReaderSentence": second_reader.sentence(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
         "ClaimsSentence": verdicts.claims(study),
