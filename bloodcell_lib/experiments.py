@@ -138,18 +138,20 @@ def divide(cells: CellImages, part: str, without: Collection[int] = ()) -> tuple
 def judged(task: Task, cells: CellImages, k: int) -> tuple[np.ndarray, np.ndarray]:
     """What networks that saw neither fold k nor the image itself say of every image outside of fold k.
 
-    Indices int64 (n,), and probabilities float (n, 8): of fold j, those of `cv_pair<jk>` with this seed. Raises
-    BloodcellError where one of the four is not recorded, or was made with another configuration or on other images.
+    Indices int64 (n,), and probabilities float (n, 8): of fold j, those of `cv_pair<jk>` with this seed, changed by
+    hand as this run is. Raises BloodcellError where one of the four is not recorded, or was made with another
+    configuration or on other images.
     """
     folds = data.folds(cells)
+    changes = tuple((key, value) for key, value in task.changes if key != "distil")  # nobody taught the teachers
     at, probabilities = [], []
     for j in sorted(set(range(5)) - {k}):
-        pair = replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}")
+        pair = replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}", changes=changes)
         record = recorded(pair, configuration(pair), cells)
         if record is None:
             raise BloodcellError(
-                f"{task.name} needs {pair.folder}: make it with "
-                f"`bloodcell study --experiments cv_pair --profile {task.profile.split('/')[0]}` first."
+                f"{task.name} needs {pair.folder}: make it with `bloodcell study --experiments cv_pair --profile "
+                f"{task.profile.split('/')[0]}` first" + (", changed in the same way." if changes else ".")
             )
         run, held_out = record.validation(), np.sort(np.concatenate([folds[j][1], folds[k][1]]))
         if run.names != cells.subset(held_out).names:
@@ -258,6 +260,7 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
             "train": len(train),
             "validation": 0 if held_out is None else len(held_out),
             "left_out": len(without),
+            **({"taught_sha256": hashlib.sha256(taught.numpy().tobytes()).hexdigest()} if taught is not None else {}),
             "split_sha256": split_sha256(train, held_out),
         },
         "model": {

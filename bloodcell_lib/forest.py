@@ -30,6 +30,7 @@ GROUP_COLOURS = {
     "best": INK,
     "confirmed": "#0072B2",
     "part": "#E69F00",
+    "distilled": "#AA3377",
 }
 CLAIM_MARK = {"marker": "D", "linestyle": "", "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.9}
 ABLATED = ("attention", "regularisation", "schedule", "augmentation")

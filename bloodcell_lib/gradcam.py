@@ -18,9 +18,12 @@ from bloodcell_lib.models import CLASSES, Classifier, MBConvNet, SimpleCNN, Slim
 def parts(network: Classifier) -> dict[str, nn.Module]:
     """The parts of a network from its output to its input, by name: each the layer or stage that the next one feeds.
 
-    The first is the linear head, the second ends in the last feature map.
+    The first is the linear head, the second ends in the last feature map. Raises BloodcellError for a network that has
+    none whose places are places of the picture: of a close-up, each stands for two.
     """
     net = network.net
+    if network.look is not None:
+        raise BloodcellError("A network with a close-up has no map of one picture: explain one without.")
     if isinstance(net, MBConvNet):
         stages = {f"stage {i + 1}": stage for i, stage in reversed(list(enumerate(net.stages)))}
         return {"head": net.head, **stages, "stem": net.stem}

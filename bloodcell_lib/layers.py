@@ -38,7 +38,10 @@ def conv_norm(
 
 
 def close_up(x: Tensor) -> Tensor:
-    """An image at half its side, and behind it its central half as it is: float (B, C, H, W) -> (B, 2 C, H/2, W/2)."""
+    """An image at half its side, and behind it its central half as it is: float (B, C, H, W) -> (B, 2 C, H/2, W/2).
+
+    Of an odd side, the whole loses its last row or column.
+    """
     height, width = x.shape[-2] // 2, x.shape[-1] // 2
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     whole = F.avg_pool2d(x[..., : 2 * height, : 2 * width], 2)

@@ -142,7 +142,7 @@ class MBConv(nn.Module):
 class MBConvNet(nn.Module):
     """Stem, MBConv stages, global average pooling, dropout, one linear layer.
 
-    x float (B, 3, H, W), standardised -> logits float (B, config.outputs). H and W of at least 32.
+    x float (B, config.channels, H, W), standardised -> logits float (B, config.outputs). H and W of at least 32.
     """
 
     def __init__(self, stages: tuple[Stage, ...], config: ModelConfig, stem: int = 32) -> None:
@@ -197,8 +197,8 @@ class Basic(nn.Module):
 class SlimResNet(nn.Module):
     """ResNet-18's four stages of two blocks at three eighths of its width, behind a 3 x 3 stem without a pool.
 
-    x float (B, 3, H, W), standardised -> logits float (B, config.outputs). As many parameters as the main network, in
-    plain convolutions.
+    x float (B, config.channels, H, W), standardised -> logits float (B, config.outputs). As many parameters as the
+    main network, in plain convolutions.
     """
 
     def __init__(self, config: ModelConfig, widths: tuple[int, ...] = (24, 48, 96, 208)) -> None:
@@ -266,6 +266,8 @@ class Classifier(nn.Module):
     """A network with its own standardisation: images float (B, 3, H, W) in [0, 1] -> logits float (B, 8).
 
     add_up: turns what `net` gives into the logits of the eight classes; `added` False leaves it as training wants it.
+    balance: what is done to colours before they are standardised. look: what is made of the image after that, such as
+    `layers.close_up`.
     """
 
     def __init__(

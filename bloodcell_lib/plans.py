@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bloodcell_lib.augment import NONE, AugmentConfig
@@ -87,7 +88,7 @@ _LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
 _BEST_NETWORK, _SYMMETRIES = ModelConfig("slim_resnet"), replace(_FLIPS, turns=True)
 _WHITE = replace(_BEST_NETWORK, white_point=True)
 _WARM = TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05)
-_MAGNIFIED = {"crop": 200, "size": 4 / 3}  # what is told apart by grain is seen at 1.6 photograph's pixels, not 2.5
+_MAGNIFIED = {"crop": 200, "size": 4 / 3}  # a pixel of the input covers 1.6 of a photograph under `cpu`, not 2.5
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -109,33 +110,22 @@ def _lever(name: str, title: str, model: ModelConfig = _NETWORK, **augment: Any)
 def _best(
     name: str,
     title: str,
-    group: str,
-    part: str = "split",
-    seeds: int = 1,
-    model: ModelConfig = _BEST_NETWORK,
-    train: TrainConfig = _MAIN,
-    view: dict[str, float] = {},  # noqa: B006
-    **augment: Any,
-) -> Experiment:
-    """The best recipe, whole."""
-    view = {"length": 1.5, **view}
-    return Experiment(name, title, group, model, train, replace(_SYMMETRIES, **augment), part, seeds=seeds, **view)
-
-
-def _short(
-    name: str,
-    title: str,
     group: str = "part",
     model: ModelConfig = _BEST_NETWORK,
     train: TrainConfig = _MAIN,
     part: str = "split",
     seeds: int = 1,
-    view: dict[str, float] = {},  # noqa: B006
+    crop: int | None = None,
+    size: float = 1.0,
+    length: float = 1.5,
     **augment: Any,
 ) -> Experiment:
-    """The best recipe at a length at which much can be tried, with one thing changed, or a few that go together."""
-    view = {"length": SHORT, **view}
-    return Experiment(name, title, group, model, train, replace(_SYMMETRIES, **augment), part, seeds=seeds, **view)
+    """The best recipe with one thing changed, or a few that go together."""
+    augmented = replace(_SYMMETRIES, **augment)
+    return Experiment(name, title, group, model, train, augmented, part, 0, seeds, crop, size, length)
+
+
+_short = partial(_best, length=SHORT)  # at which much can be tried
 
 
 def _named(*rows: Experiment) -> dict[str, Experiment]:
@@ -194,9 +184,9 @@ EXTRA = _named(
     _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
     _best("best_warm", "Best recipe, higher rate", "confirmed", seeds=0, train=_WARM),
     # Both views that did a little good on the short form, together, and on all folds: one split cannot tell so little.
-    _best("magnified", "Best recipe, magnified", "confirmed", view=_MAGNIFIED),
+    _best("magnified", "Best recipe, magnified", "confirmed", **_MAGNIFIED),
     *(
-        _best(f"magnified_fold{k}", f"Magnified, fold {k + 1} of 5", "magnified_cv", f"fold{k}", view=_MAGNIFIED)
+        _best(f"magnified_fold{k}", f"Magnified, fold {k + 1} of 5", "magnified_cv", part=f"fold{k}", **_MAGNIFIED)
         for k in range(1, 5)
     ),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
@@ -227,12 +217,13 @@ EXTRA = _named(
     _short("short_sharpness", "Sharpness-aware steps", train=TrainConfig(sharpness=0.05)),
     _short("short_small_batch", "Batches of 16", train=TrainConfig(batch_size=16)),
     _short("short_growing", "Images that grow", train=TrainConfig(start_size=0.5)),
-    _short("short_longer", "Twice as long", view={"length": 2 * SHORT}),
-    _short("short_close", "Central 200 pixels", view={"crop": 200}),
-    _short("short_wide", "Central 300 pixels", view={"crop": 300}),
-    _short("short_large", "A third larger", view={"size": 4 / 3}),
-    _short("short_close_up", "Whole and close up", model=replace(_BEST_NETWORK, close_up=True), view={"size": 2}),
-    _short("short_pretrained", "Learning without labels first", train=TrainConfig(pretrain=8)),
+    _short("short_longer", "Twice as long", length=2 * SHORT),
+    _short("short_close", "Central 200 pixels", crop=200),
+    _short("short_wide", "Central 300 pixels", crop=300),
+    _short("short_large", "A third larger", size=4 / 3),
+    _short("short_close_up", "Whole and close up", model=replace(_BEST_NETWORK, close_up=True), size=2.0),
+    # Under `cpu`, as long as short_longer in all.
+    _short("short_pretrained", "Learning without labels first", train=TrainConfig(pretrain=4)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
     *(_short(f"short_fold{k}", f"Short, fold {k + 1} of 5", "cv_short", part=f"fold{k}") for k in range(1, 5)),
     *(
@@ -240,7 +231,7 @@ EXTRA = _named(
         for j, k in itertools.combinations(range(5), 2)
     ),
     # Its teachers are those of the pairs that hold the split's fold out.
-    _short("short_distilled", "Distilled from four networks", train=TrainConfig(distil=0.5)),
+    _short("short_distilled", "Distilled from four networks", "distilled", train=TrainConfig(distil=0.5)),
     *(_short(f"cv_clean{k}", f"Fold {k + 1} of 5, suspects left out", "cv_clean", part=f"clean{k}") for k in range(5)),
 )
 EXPERIMENTS = {**STUDY, **EXTRA}
@@ -251,7 +242,7 @@ FOLDS = {
     "magnified": ("magnified", *(f"magnified_fold{k}" for k in range(1, 5))),
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
-TRIED = ("robustness", "labels", "part")  # groups of what is tried on the best recipe
+TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {
     "lever": "aug_flips",
     "confirmed": "best",

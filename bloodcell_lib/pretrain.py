@@ -1,11 +1,14 @@
 """Learning from images without their labels, before the training with them: SimCLR (Chen et al. 2020).
 
 Two views of one image are to be known again among the views of a batch. What learns it is the network without its last
-layer; the head that it gets for that is thrown away.
+layer; the head that it gets for that is thrown away. Where this leaves the paper: a view is no small crop, loses no
+colour, changes no hue and is not blurred, because cells are told apart by size, colour and grain, and it may also lie
+in any of the eight ways; batches are small and AdamW takes the place of LARS, since there are few images.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,19 +20,20 @@ from bloodcell_lib.augment import NONE, Augment
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import Classifier
 
-# The paper's views but for their strength: colour and size tell types apart, and should not be unlearnt.
 VIEWS = replace(
     NONE, flips=True, turns=True, scale=(0.8, 1.4), translate=0.1, brightness=0.2, contrast=0.2, saturation=0.2
 )
-BATCH, WIDTH, TEMPERATURE = 128, 64, 0.2
+BATCH = 128  # images at least, where there are so many: others of a batch are what an image is told from
+WIDTH, TEMPERATURE = 64, 0.2  # of what is compared
 RATE, DECAY = 1e-3, 1e-4
 
 
 def contrast(model: Classifier, images: Tensor, epochs: int, generator: torch.Generator) -> Iterator[float]:
-    """Trains `model` in place on images uint8 (N, 3, H, W), on its device; gives the mean loss of each epoch.
+    """Trains `model` in place on images uint8 (N, 3, H, W), on its device; gives the mean loss after each epoch.
 
-    Draws from `generator` and from torch's global random state. Raises BloodcellError for a network whose last layer is
-    not one linear layer on pooled features, or fewer than two images.
+    Draws from `generator` and from torch's global random state. Raises BloodcellError, before the first epoch, for a
+    network whose last layer is not one linear layer on pooled features, or fewer than two images; and where the loss is
+    no longer a finite number.
     """
     net = model.net
     if not (isinstance(getattr(net, "head", None), nn.Linear) and hasattr(net, "features")):
@@ -52,9 +56,11 @@ def contrast(model: Classifier, images: Tensor, epochs: int, generator: torch.Ge
             loss.backward()
             optimiser.step()
             total += loss.detach() * len(batch)
-        yield total.item() / len(images)
-    for parameter in model.parameters():
-        parameter.grad = None
+        optimiser.zero_grad(set_to_none=True)
+        mean = total.item() / len(images)
+        if not math.isfinite(mean):
+            raise BloodcellError("The loss of learning without labels is no longer a finite number: set pretrain to 0.")
+        yield mean
 
 
 def nt_xent(z: Tensor, temperature: float = TEMPERATURE) -> Tensor:

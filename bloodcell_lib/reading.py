@@ -35,10 +35,10 @@ def analyse(subject: Subject) -> dict[str, Any]:
     """
     config = subject.records[0].info["config"]
     part = config["part"]
-    held_out = subject.photographs(subject.held_out(subject.records[0]), SIDE)
-    train = subject.photographs(experiments.divide(subject.cells, part)[0], SIDE)
+    sides = experiments.divide(subject.cells, part)[0], subject.held_out(subject.records[0])
     if plans.profile(subject.profile).disposable:
-        train, held_out = (spread(cells, DEMO_IMAGES) for cells in (train, held_out))
+        sides = tuple(spread(cells, DEMO_IMAGES) for cells in sides)
+    train, held_out = (subject.photographs(cells, SIDE) for cells in sides)
     eye = reader.Lesson(subject.profile, part, train, subject.device, subject.runs).taught()
     networks = [subject.network(record) for record in subject.peers(subject.experiment)]
     right: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in KINDS}

@@ -26,7 +26,7 @@ class TrainConfig:
     `mixing`, 0 for none.
     sharpness: how far a step first climbs, as a length in the space of the weights, before it takes the gradient there
     (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time. pretrain: epochs of `pretrain.contrast`
-    on the training images before the first, each of which takes twice an epoch's time. distil: share of each image's
+    on the training images before the first, each of which shows every image twice. distil: share of each image's
     target that is what other networks say of it (Hinton et al. 2015, at temperature 1), 0 for none.
     """
 

@@ -1,8 +1,8 @@
 """A second reader: what networks of other recipes say of the images that the best recipe's networks name wrongly.
 
 Each network judges only images that it was not trained on. Where recipes of another architecture, size or length all
-contradict a label in the same way, either it is wrong or the cell looks like another type to all of them; more of the
-same training will not change that.
+contradict a label in the same way, it is wrong, or the cell looks like another type, or all have learnt the same
+mistake: they are no independent readers, for they share images and labels.
 """
 
 from __future__ import annotations
@@ -67,12 +67,16 @@ def sentence(study: Study) -> str:
     if wrong.shape[1] < 2 or wrong.empty:
         return ""
     touched = pd.Series([*wrong.index.get_level_values("label"), *wrong[FIRST]]).value_counts()
-    readers, same = join([READERS[name] for name in wrong.columns[1:]]), int(agreed(wrong).sum())
-    share = number(100 * same / len(called), 1)
+    same = {READERS[name]: int((wrong[name] == wrong[FIRST]).sum()) for name in wrong.columns[1:]}
+    told = (
+        f"Of the best recipe's {plural(len(wrong), 'mistake')} outside of training, {touched.iloc[0]} have "
+        f"{TITLES[touched.index[0]].lower()} as their label or as the answer. Networks of other recipes, which did not "
+        f"see these images either, give the same wrong answer: {join([f'{who} to {n}' for who, n in same.items()])}"
+    )
+    if len(same) > 1:
+        told += f", all to {int(agreed(wrong).sum())}"
+    share = number(100 * agreed(wrong).sum() / len(called), 1)
     return (
-        f"Of its {plural(len(wrong), 'mistake')} outside of training, {touched.iloc[0]} are of "
-        f"{TITLES[touched.index[0]].lower()}s or for them. {readers[0].upper()}{readers[1:]}, whose networks did not "
-        f"see the image either, give{'s' * (wrong.shape[1] == 2)} the same wrong answer to {same} of them "
-        rf"({share}\,\% of all {count(len(called))}): there the label is wrong, or the cell looks like another type to "
-        "each recipe."
+        rf"{told} ({share}\,\% of {count(len(called))}). There the label is wrong, the cell looks like another type, "
+        "or all have learnt the same mistake from the same images."
     )

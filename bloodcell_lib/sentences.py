@@ -200,12 +200,13 @@ def magnified(study: Study) -> str:
         rf"Magnified, the central {crop} pixels of a photograph as {size} $\times$ {size} ({macs} million operations), "
         rf"the same recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images rightly, each by a network "
         f"that has not seen it ({interval}).",
-        verdicts.lead(study, "magnified", "best"),
+        verdicts.lead(study, "magnified", "best", unseen=True),
     ]
     both = compare.averaged(*([study.runs(fold) for fold in FOLDS[name]] for name in ("best", "magnified")))
     if not both.empty:
         right, n, interval = _rightly(both)
-        told.append(rf"The two recipes' probabilities averaged: {number(100 * right / n, 2)}\,\% ({interval}).")
+        share = number(100 * right / n, 2)
+        told.append(rf"With both recipes' probabilities averaged, {share}\,\% are named rightly ({interval}).")
     return " ".join(filter(None, told))
 
 
@@ -216,7 +217,7 @@ def doubts(study: Study) -> str:
     main, best = (study.analyses[name]["result"] for name in ("labels", "labels_best"))
     both = len({row["name"] for row in main["suspects"]} & {row["name"] for row in best["suspects"]})
     few = plural(best["suspected"], "label")
-    told = f"Its networks suspect {few}, the main recipe's {main['suspected']}, with {both} in common"
+    told = f"The best recipe's networks suspect {few}, the main recipe's {main['suspected']}, with {both} in common"
     if 2 * both < main["suspected"]:
         told += ": most of what looks like a wrong label is a network's own mistake"
     return f"{told}."

@@ -80,7 +80,8 @@ class Trainer:
         """Trains on `images`; after each epoch measures `validation`, whose result decides nothing.
 
         taught: what other networks say of `images`, float (n, 8), rows sum to 1; where the recipe distils it. Raises
-        BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images.
+        BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images, or probabilities
+        that are none.
         """
         start = time.perf_counter()
         probabilities = None
@@ -103,10 +104,11 @@ class Trainer:
         """What `fit` does, an epoch at a time: each one's row of the history and validation probabilities."""
         if len(images) < 2:
             raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
-        if self.config.distil and (taught is None or len(taught) != len(images)):
-            raise BloodcellError("To distil takes what other networks say of each training image: give `taught`.")
+        if self.config.distil:
+            self._check_taught(taught, len(images))
         start = time.perf_counter()
         self.fingerprint = images.fingerprint
+        self.taught = None if taught is None else taught.double().mean(0).tolist()
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
         torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
@@ -256,6 +258,7 @@ class Trainer:
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         # What an image may be is all of one class; as scores it adds up to that class, without a table on the device.
+        # Of shares of classes, the largest is meant.
         labels = y if y.dim() == 1 else self.model.add_up(100.0 * y).argmax(1)
         right = (self.model.add_up(scores.detach()).argmax(1) == labels).sum()
         return torch.stack([loss.detach().float() * len(y), right])
@@ -291,6 +294,19 @@ class Trainer:
             "images_per_second": n / seconds,
         }
 
+    @staticmethod
+    def _check_taught(taught: Tensor | None, n: int) -> None:
+        """Raises BloodcellError unless these are probabilities of every class for each of `n` images."""
+        if (
+            taught is None
+            or taught.shape != (n, models.CLASSES)
+            or not (taught.isfinite().all() and (taught >= 0).all() and ((taught.sum(1) - 1).abs() < 0.01).all())
+        ):
+            raise BloodcellError(
+                f"To distil takes what other networks say of each of {n} training images: give `taught`, "
+                f"{models.CLASSES} probabilities an image."
+            )
+
     def _check_finite(self, row: dict[str, float]) -> None:
         """Raises BloodcellError before a broken network is kept; its last step shows in no loss, so weights count."""
         losses = (row["train_loss"], row["validation_loss"] or 0.0)
@@ -321,6 +337,8 @@ class Trainer:
         parts = (self.model_config, self.config, self.augment_config)
         # The mean tells other crops and sizes of the same files apart.
         seen = {"images": self.fingerprint, "mean colour": self.model.standardise.mean.tolist()}
+        if self.config.distil:  # as the mean colour does, of what was taught
+            seen["taught"] = self.taught
         return json.dumps([asdict(part) for part in parts] + [{"device": self.device.type, **seen}])
 
     def _state(self) -> dict[str, Any]:

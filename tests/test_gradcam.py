@@ -75,5 +75,7 @@ def test_wrong_classes_are_told(images, classes):
 
 
 def test_an_unknown_network_is_told():
+    with pytest.raises(BloodcellError, match="explain one without"):
+        gradcam.parts(models.build(ModelConfig("slim_resnet", close_up=True)))
     with pytest.raises(BloodcellError, match="No feature map is known for a Linear"):
         gradcam.parts(models.Classifier(nn.Linear(2, 2), nn.Identity()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 
@@ -115,6 +116,9 @@ def test_teachers_saw_neither_the_image_nor_the_validation_set(cells, tmp_path):
         assert np.array_equal(given, teacher.probabilities[teacher.names.index(name)].astype(np.float32))
     record = experiments.run(task("short_distilled", tmp_path), cells)
     assert record.info["config"]["train"]["distil"] == 0.5 and record.info["data"]["train"] == 32
+    assert record.info["data"]["taught_sha256"] == hashlib.sha256(taught.numpy().tobytes()).hexdigest()
+    by_hand = replace(task("best_short", tmp_path), changes=(*task("", tmp_path).changes, ("distil", 0.5)))
+    assert torch.equal(experiments.teachers(by_hand, cells), taught)  # nobody taught the teachers
     elsewhere = replace(task("cv_fold1", tmp_path), changes=(("distil", 0.5),))
     with pytest.raises(BloodcellError, match="distil on the split"):
         experiments.run(elsewhere, cells)

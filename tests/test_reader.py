@@ -62,6 +62,25 @@ def test_what_is_drawn_is_what_is_told(photographs):
     assert seen[brighter].mean() > seen[darker].mean()
 
 
+def test_a_photograph_that_is_left_alone_is_as_sharp_as_when_it_is_read(monkeypatch):
+    """Whatever else is in the batch; else a blur, and not its size, would tell it from an enlarged one."""
+    for what in ("TINT", "STAIN", "BLUR"):
+        monkeypatch.setattr(reader, what, 0.0)
+    rng = np.random.default_rng(0)
+    names = ("neutrophil", "lymphocyte", "platelet", "eosinophil")
+    drawn = np.stack([np.asarray(synthetic.draw(names[i % 4], rng).resize((360, 360))) for i in range(16)])
+    grain = rng.normal(0, 8, drawn.shape)  # what a resampling blurs first
+    photographs = torch.from_numpy((drawn + grain).clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2).repeat(6, 1, 1, 1)
+    seen, truth = reader.elsewhere(photographs, torch.Generator().manual_seed(0))
+    plain = reader.shrunk(photographs, LOOK) / 255
+    sharper = seen.diff(dim=3).abs().mean((1, 2, 3)) / plain.diff(dim=3).abs().mean((1, 2, 3))
+    alone, enlarged = truth[:, 0] == 0, (truth[:, 0] > 0) & (truth[:, 0] < 0.3)
+    assert alone.sum() >= 10 and enlarged.sum() >= 5
+    # The upper ends: a smaller field leaves less to see.
+    alone, enlarged = (sharper[some].quantile(0.9).item() for some in (alone, enlarged))
+    assert 0.85 < alone < 1.05 and enlarged < 1.03 * alone
+
+
 def test_ours_are_read_as_ours(photographs, learnt):
     ours = reader.read(learnt, looks_of(photographs[:80]))
     assert (ours == 0).mean(0).min() > 0.9 and (learnt.steady > 0).all()

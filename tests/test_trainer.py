@@ -22,7 +22,7 @@ from bloodcell_lib import graphs, machine, models
 from bloodcell_lib import trainer as training
 from bloodcell_lib.augment import NONE, AugmentConfig
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.models import Classifier, ModelConfig
 from bloodcell_lib.recipe import TrainConfig, learning_rate
 from bloodcell_lib.trainer import Trainer
@@ -258,6 +258,19 @@ def test_distilling_mixes_what_teachers_say_into_each_images_label(monkeypatch):
     assert 0 <= row["train_accuracy"] <= 1
     unheard = trainer(QUICK, BARE).fit(images, taught=taught).weights
     assert equal(unheard, trainer(QUICK, BARE).fit(images).weights)
+
+
+def test_a_training_goes_on_with_the_same_teachers_alone(tmp_path):
+    teachers = torch.rand(2, 40, 8, generator=torch.Generator().manual_seed(3))
+    mine, other = teachers / teachers.sum(2, keepdim=True)
+    config, checkpoint = replace(QUICK, distil=0.5), tmp_path / "run.pt"
+    whole = trainer(config, BARE).fit(pictures(), taught=mine)
+    cut = trainer(config, BARE, checkpoint=checkpoint).epochs(pictures(), taught=mine)
+    next(cut)
+    cut.close()
+    with pytest.raises(OtherRun, match="taught"):
+        trainer(config, BARE, checkpoint=checkpoint).fit(pictures(), taught=other)
+    assert equal(trainer(config, BARE, checkpoint=checkpoint).fit(pictures(), taught=mine).weights, whole.weights)
 
 
 def test_weight_averaging_is_the_exponential_average_of_every_step_buffers_too():
@@ -502,8 +515,18 @@ def test_two_ways_to_change_a_label_are_refused(train, finer):
         trainer(TrainConfig(**train), ModelConfig("efficientnet_lite", finer=finer))
 
 
-@pytest.mark.parametrize("taught", [None, torch.full((3, 8), 1 / 8)])
-def test_distilling_without_teachers_of_each_image_is_refused(taught):
+@pytest.mark.parametrize(
+    "taught",
+    [
+        None,
+        torch.full((3, 8), 1 / 8),
+        torch.full((40,), 1.0),
+        torch.full((40, 3), 1 / 3),
+        torch.full((40, 8), 0.5),
+        torch.full((40, 8), float("nan")),
+    ],
+)
+def test_distilling_without_probabilities_for_each_image_is_refused(taught):
     with pytest.raises(BloodcellError, match="give `taught`"):
         trainer(replace(QUICK, distil=0.5)).fit(pictures(), taught=taught)
 
