@@ -45,8 +45,14 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 def rivals(experiment: str) -> tuple[str, ...]:
     """What is set beside an experiment: remedies that change it, else the best recipe beside main, else main."""
-    rows, changes = plans.EXPERIMENTS, plans.variants(experiment, "robustness", "confirmed")
-    remedies = [name for name in changes if rows[name].train == rows[experiment].train]  # another training is none
+
+    def trained(name: str) -> tuple:
+        """How, and on what: another training or another view is no remedy."""
+        row = plans.EXPERIMENTS[name]
+        return row.train, row.crop, row.size
+
+    changes = plans.variants(experiment, "robustness", "confirmed")
+    remedies = [name for name in changes if trained(name) == trained(experiment)]
     return tuple(remedies) or (("best",) if experiment == "main" else ("main",))
 
 
