@@ -1,6 +1,5 @@
-"""Images of a batch mixed in pairs, and their labels with them: mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
-
-Both draw from torch's global random state, as dropout does.
+"""Labels that are shares of classes: of images mixed in pairs, mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019),
+which draw from torch's global random state, as dropout does; and of what other networks say (Hinton et al. 2015).
 """
 
 from __future__ import annotations
@@ -8,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bloodcell_lib.errors import BloodcellError
 
 
 def mix(x: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
@@ -26,6 +27,23 @@ def mix(x: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float) ->
         keep = torch.where(cuts[:, None, None, None], outside_boxes(_share(cutmix, x), *x.shape[-2:]), keep)
     share = keep.mean((1, 2, 3))[:, None]
     return keep * x + (1 - keep) * x.roll(1, 0), share * targets + (1 - share) * targets.roll(1, 0)
+
+
+def distilled(labels: Tensor, taught: Tensor | None, classes: int, share: float) -> Tensor:
+    """Labels int64 (n,) by 1 - share, and by share what other networks say, probabilities (n, classes): float32, alike.
+
+    Raises BloodcellError where these are no probabilities of each class for each image.
+    """
+    if (
+        taught is None
+        or taught.shape != (len(labels), classes)
+        or not (taught.isfinite().all() and (taught >= 0).all() and ((taught.sum(1) - 1).abs() < 0.01).all())
+    ):
+        raise BloodcellError(
+            f"To distil takes what other networks say of each of {len(labels)} training images: give `taught`, "
+            f"{classes} probabilities an image."
+        )
+    return F.one_hot(labels, classes).float().lerp(taught.to(labels.device, torch.float32), share)
 
 
 def outside_boxes(share: Tensor, height: int, width: int) -> Tensor:

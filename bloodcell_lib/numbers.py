@@ -125,6 +125,10 @@ class Study:
         """The records of one experiment."""
         return [record for record in self.records if record.experiment == name]
 
+    def folds(self, recipe: str) -> list[list[Record]]:
+        """The records of each fold of a cross-validated recipe, the split first."""
+        return [self.runs(name) for name in plans.FOLDS[recipe]]
+
     def seeds(self, name: str) -> tuple[int, ...]:
         """The seeds with which an experiment is recorded."""
         return tuple(record.seed for record in self.runs(name))

@@ -13,7 +13,6 @@ from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import out_of_fold
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import FOLDS
 
 FIRST = "best"
 READERS = {
@@ -28,7 +27,7 @@ def calls(study: Study) -> pd.DataFrame:
 
     Of one seed; empty before the best recipe is cross-validated.
     """
-    found = {name: out_of_fold([study.runs(fold) for fold in FOLDS[name]]) for name in (FIRST, *READERS)}
+    found = {name: out_of_fold(study.folds(name)) for name in (FIRST, *READERS)}
     if found[FIRST].empty:
         return pd.DataFrame()
     seed = found[FIRST].columns[0]

@@ -15,7 +15,7 @@ from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural, signed
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
-from bloodcell_lib.plans import EXTRA, FOLDS, STUDY, TRIED
+from bloodcell_lib.plans import EXTRA, STUDY, TRIED
 
 
 def sentences(study: Study) -> dict[str, str]:
@@ -148,7 +148,7 @@ def best_epoch(study: Study, name: str = "main") -> str:
 
 def cross_validation(study: Study, name: str = "main") -> str:
     """The folds, each a split of its own."""
-    parts = [study.runs(fold) for fold in FOLDS[name]]
+    parts = study.folds(name)
     made = sum(map(bool, parts))
     if not made:
         return "Stratified five-fold cross-validation is planned and not recorded yet."
@@ -179,7 +179,7 @@ def best(study: Study) -> str:
     if not study.runs("best"):
         return headline(study, "best")
     told = [headline(study, "best"), recipe(study), cross_validation(study, "best"), verdicts.lead(study)]
-    unseen = compare.out_of_fold([study.runs(fold) for fold in FOLDS["best"][1:]])
+    unseen = compare.out_of_fold(study.folds("best")[1:])
     if not unseen.empty:
         right, n, interval = _rightly(unseen)
         told.append(
@@ -191,7 +191,7 @@ def best(study: Study) -> str:
 
 def magnified(study: Study) -> str:
     """What the best recipe reaches where it sees less of the smear in more pixels; "" before it is cross-validated."""
-    judged = compare.out_of_fold([study.runs(fold) for fold in FOLDS["magnified"]])
+    judged = compare.out_of_fold(study.folds("magnified"))
     if judged.empty:
         return ""
     (right, n, interval), info = _rightly(judged), study.runs("magnified")[0].info
@@ -202,7 +202,7 @@ def magnified(study: Study) -> str:
         f"that has not seen it ({interval}).",
         verdicts.lead(study, "magnified", "best", unseen=True),
     ]
-    both = compare.averaged(*([study.runs(fold) for fold in FOLDS[name]] for name in ("best", "magnified")))
+    both = compare.averaged(study.folds("best"), study.folds("magnified"))
     if not both.empty:
         right, n, interval = _rightly(both)
         share = number(100 * right / n, 2)
@@ -246,7 +246,7 @@ def _network(info: dict) -> str:
 
 def best_in_short(study: Study) -> str:
     """The best recipe's accuracy out of fold, for the abstract; "" before it is cross-validated."""
-    judged = compare.out_of_fold([study.runs(fold) for fold in FOLDS["best"]])
+    judged = compare.out_of_fold(study.folds("best"))
     if judged.empty:
         return ""
     info, (right, n, interval) = study.runs("best")[0].info, _rightly(judged)

@@ -104,8 +104,6 @@ class Trainer:
         """What `fit` does, an epoch at a time: each one's row of the history and validation probabilities."""
         if len(images) < 2:
             raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
-        if self.config.distil:
-            self._check_taught(taught, len(images))
         start = time.perf_counter()
         self.fingerprint = images.fingerprint
         self.taught = None if taught is None else taught.double().mean(0).tolist()
@@ -124,12 +122,7 @@ class Trainer:
         if self.model_config.finer:
             train = train[0], finer.allowed(images.names, images.labels.tolist()).to(self.device)
         if self.config.distil:
-            train = (
-                train[0],
-                torch.lerp(
-                    F.one_hot(train[1], models.CLASSES).float(), taught.float().to(self.device), self.config.distil
-                ),
-            )
+            train = train[0], mixing.distilled(train[1], taught, models.CLASSES, self.config.distil)
         reset_peak_memory(self.device)
         before = self.config.pretrain
         bar = tqdm(
@@ -293,19 +286,6 @@ class Trainer:
             "learning_rate": rate,
             "images_per_second": n / seconds,
         }
-
-    @staticmethod
-    def _check_taught(taught: Tensor | None, n: int) -> None:
-        """Raises BloodcellError unless these are probabilities of every class for each of `n` images."""
-        if (
-            taught is None
-            or taught.shape != (n, models.CLASSES)
-            or not (taught.isfinite().all() and (taught >= 0).all() and ((taught.sum(1) - 1).abs() < 0.01).all())
-        ):
-            raise BloodcellError(
-                f"To distil takes what other networks say of each of {n} training images: give `taught`, "
-                f"{models.CLASSES} probabilities an image."
-            )
 
     def _check_finite(self, row: dict[str, float]) -> None:
         """Raises BloodcellError before a broken network is kept; its last step shows in no loss, so weights count."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from bloodcell_lib.compare import AGREES, BEYOND, DIFFERS, difference, in_sentence, of_study, out_of_fold
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, EXTRA, FOLDS, STUDY
+from bloodcell_lib.plans import BASES, EXTRA, STUDY
 from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"
@@ -104,7 +104,7 @@ def lead(study: Study, ours: str = "best", theirs: str = "main", unseen: bool = 
 
     unseen: on the folds alone that had no say in what our recipe is, all but the split.
     """
-    parts = [[study.runs(fold) for fold in FOLDS[name]][unseen:] for name in (ours, theirs)]
+    parts = [study.folds(name)[unseen:] for name in (ours, theirs)]
     ahead = difference(*map(out_of_fold, parts))
     if not ahead.seeds:
         return ""
