@@ -37,6 +37,11 @@ def conv_norm(
     return nn.Sequential(*layers, nn.SiLU()) if activation else nn.Sequential(*layers)
 
 
+def halved(x: Tensor) -> Tensor:
+    """An image at half its side, as means: float (B, C, H, W) -> (B, C, H/2, W/2); an odd side loses its last line."""
+    return F.avg_pool2d(x, 2)
+
+
 def close_up(x: Tensor) -> Tensor:
     """An image at half its side, and behind it its central half as it is: float (B, C, H, W) -> (B, 2 C, H/2, W/2).
 
@@ -44,8 +49,7 @@ def close_up(x: Tensor) -> Tensor:
     """
     height, width = x.shape[-2] // 2, x.shape[-1] // 2
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
-    whole = F.avg_pool2d(x[..., : 2 * height, : 2 * width], 2)
-    return torch.cat([whole, x[..., top : top + height, left : left + width]], 1)
+    return torch.cat([halved(x), x[..., top : top + height, left : left + width]], 1)
 
 
 class SqueezeExcite(nn.Module):

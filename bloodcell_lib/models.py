@@ -28,6 +28,7 @@ from bloodcell_lib.layers import (
     close_up,
     conv_norm,
     grey_world,
+    halved,
     white_point,
 )
 
@@ -91,6 +92,7 @@ class ModelConfig:
     light behind the cells.
     kernel: side of the depthwise kernels, odd.
     close_up: the network sees each image twice, at half its side and the central half as it is, as six channels.
+    halved: the network sees each image at half its side. What turns and enlarges images before that blurs them less.
     """
 
     name: str = "deep_efficientnet"
@@ -103,6 +105,7 @@ class ModelConfig:
     kernel: int = 3
     white_point: bool = False
     close_up: bool = False
+    halved: bool = False
 
     @property
     def outputs(self) -> int:
@@ -330,9 +333,12 @@ def build(config: ModelConfig) -> Classifier:
         raise BloodcellError("grey_world and white_point balance the same colours: choose one.")
     if config.close_up and config.name in ("simple_cnn", "resnet18"):
         raise BloodcellError(f"{config.name} takes no close-up: choose slim_resnet or an MBConv network.")
+    if config.close_up and config.halved:
+        raise BloodcellError("close_up halves the whole image itself: leave halved out.")
     add_up = finer.AddUp() if config.finer else nn.Identity()
     balance = grey_world if config.grey_world else white_point if config.white_point else None
-    return Classifier(NETWORKS[config.name](config), add_up, balance, close_up if config.close_up else None)
+    look = close_up if config.close_up else halved if config.halved else None
+    return Classifier(NETWORKS[config.name](config), add_up, balance, look)
 
 
 def parameters(model: nn.Module) -> int:

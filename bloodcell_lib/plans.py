@@ -87,6 +87,7 @@ _LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
 # Views that keep what a type is told by, size and colour; plain convolutions, which learn more an hour; and longer.
 _BEST_NETWORK, _SYMMETRIES = ModelConfig("slim_resnet"), replace(_FLIPS, turns=True)
 _WHITE = replace(_BEST_NETWORK, white_point=True)
+_HALVED = replace(_BEST_NETWORK, halved=True)
 _WARM = TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05)
 _MAGNIFIED = {"crop": 200, "size": 4 / 3}  # a pixel of the input covers 1.6 of a photograph under `cpu`, not 2.5
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
@@ -222,6 +223,10 @@ EXTRA = _named(
     _short("short_wide", "Central 300 pixels", crop=300),
     _short("short_large", "A third larger", size=4 / 3),
     _short("short_close_up", "Whole and close up", model=replace(_BEST_NETWORK, close_up=True), size=2.0),
+    # Turned and scaled before they are shrunk, so that what is resampled is as sharp as what is not.
+    _short("short_halved", "Shrunk by the network", model=_HALVED, size=2.0),
+    _short("short_halved_rotation", "Any rotation, then shrunk", model=_HALVED, size=2.0, rotation=180.0),
+    _short("short_halved_scale", "Scale, then shrunk", model=_HALVED, size=2.0, scale=(0.8, 1.25)),
     # Under `cpu`, as long as short_longer in all.
     _short("short_pretrained", "Learning without labels first", train=TrainConfig(pretrain=4)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.

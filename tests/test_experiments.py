@@ -79,7 +79,7 @@ def test_the_study_has_its_sixteen_rows_in_order():
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
-    assert len(parts) == 24 and all(name.startswith("short_") for name in parts)
+    assert len(parts) == 27 and all(name.startswith("short_") for name in parts)
     cleaning = [f"short_fold{k}" for k in range(1, 5)]
     cleaning += [f"cv_pair{j}{k}" for j in range(5) for k in range(j + 1, 5)]
     cleaning += ["short_distilled"]  # after its teachers
@@ -138,6 +138,9 @@ def test_each_ablation_changes_only_its_own_setting():
         "short_small_batch": {"batch_size"},
         "short_growing": {"start_size"},
         "short_close_up": {"close_up"},
+        "short_halved": {"halved"},
+        "short_halved_rotation": {"halved", "rotation"},
+        "short_halved_scale": {"halved", "scale"},
         "short_pretrained": {"pretrain"},
         "short_distilled": {"distil"},
     }
@@ -149,7 +152,7 @@ def test_each_ablation_changes_only_its_own_setting():
         if views_changed := {
             key for key in ("crop", "size", "length", "part") if getattr(row, key) != getattr(base, key)
         }:
-            assert name == "short_close_up" or not differs(name, "best_short")
+            assert EXPERIMENTS[name].size == 2 or not differs(name, "best_short")
             views[name] = views_changed
     assert views == {
         "short_longer": {"length"},
@@ -157,6 +160,9 @@ def test_each_ablation_changes_only_its_own_setting():
         "short_wide": {"crop"},
         "short_large": {"size"},
         "short_close_up": {"size"},
+        "short_halved": {"size"},
+        "short_halved_rotation": {"size"},
+        "short_halved_scale": {"size"},
     }
     for name in plans.FOLDS["magnified"]:
         row = EXPERIMENTS[name]
@@ -180,7 +186,17 @@ def test_variants_are_what_an_experiment_is_the_base_of():
 
 
 @pytest.mark.parametrize(
-    "name", [*STUDY, "as_described", "finer_labels", "group_norm", "stain_jitter", "grey_world", "short_close_up"]
+    "name",
+    [
+        *STUDY,
+        "as_described",
+        "finer_labels",
+        "group_norm",
+        "stain_jitter",
+        "grey_world",
+        "short_close_up",
+        "short_halved",
+    ],
 )
 def test_each_row_builds_and_trains_a_step(name, cells):
     plan = Task(name, 0, PROFILE, changes=ONCE).plan()

@@ -301,6 +301,13 @@ def test_a_close_up_is_the_centre_beside_the_whole(side):
     assert seen.shape == (2, 6, half, half)
 
 
+def test_what_is_halved_is_seen_as_means_of_four_pixels():
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with_one, without = network("slim_resnet", halved=True).eval(), network("slim_resnet").eval()
+    torch.testing.assert_close(with_one(x), without(x.view(2, 3, 32, 2, 32, 2).mean((3, 5))))
+    assert models.macs(with_one, 64) == models.macs(without, 32)
+
+
 @pytest.mark.parametrize("name", ["slim_resnet", "deep_efficientnet"])
 def test_a_close_up_costs_the_first_layer_alone(name):
     with_one, without = network(name, close_up=True).eval(), network(name).eval()
@@ -328,6 +335,7 @@ def test_the_global_seed_makes_the_weights():
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"stochastic_depth": -0.1}, "stochastic_depth is -0.1"),
         ({"kernel": 4}, "kernel is 4: give an odd number"),
+        ({"close_up": True, "halved": True}, "close_up halves the whole image itself: leave halved out"),
         ({"name": "resnet18", "close_up": True}, "resnet18 takes no close-up: choose slim_resnet"),
     ],
 )
