@@ -87,9 +87,11 @@ _LOOSE = TrainConfig(weight_decay=0.0, label_smoothing=0.0)
 # Views that keep what a type is told by, size and colour; plain convolutions, which learn more an hour; and longer.
 _BEST_NETWORK, _SYMMETRIES = ModelConfig("slim_resnet"), replace(_FLIPS, turns=True)
 _WHITE = replace(_BEST_NETWORK, white_point=True)
+_NEAR = (0.8, 1.25)  # scales; how much larger a cell looks tells some of its type
 _HALVED = replace(_BEST_NETWORK, halved=True)
 _WARM = TrainConfig(learning_rate=2e-3, warmup=2, weight_decay=0.05)
 _MAGNIFIED = {"crop": 200, "size": 4 / 3}  # a pixel of the input covers 1.6 of a photograph under `cpu`, not 2.5
+_ROTATED = {"model": _HALVED, "size": 2.0, "rotation": 180.0, "length": 3.0}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -190,6 +192,10 @@ EXTRA = _named(
         _best(f"magnified_fold{k}", f"Magnified, fold {k + 1} of 5", "magnified_cv", part=f"fold{k}", **_MAGNIFIED)
         for k in range(1, 5)
     ),
+    # More kinds of pictures take longer to learn: how much of it is the time alone, the first row tells.
+    _best("best_longer", "Best recipe, twice as long", "confirmed", length=3.0),
+    _best("rotated", "Best recipe, any rotation, twice as long", "confirmed", **_ROTATED),
+    _best("rotated_scale", "Best recipe, any rotation and scale, twice as long", "confirmed", scale=_NEAR, **_ROTATED),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -205,7 +211,7 @@ EXTRA = _named(
     _short("short_broad_kernel", "Fewer, wider MBConv blocks, 5 x 5", model=ModelConfig("broad", kernel=5)),
     _short("short_no_turns", "No quarter turns", turns=False),
     _short("short_free_rotation", "Any rotation", rotation=180.0),
-    _short("short_scale", "Scale", scale=(0.8, 1.25)),
+    _short("short_scale", "Scale", scale=_NEAR),
     _short("short_wide_scale", "Scale from a half to 2.5", scale=(0.5, 2.5)),
     _short("short_colour", "Mild colour", brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02),
     _short("short_stain", "Mild stain jitter", stain=0.2),
@@ -226,7 +232,7 @@ EXTRA = _named(
     # Turned and scaled before they are shrunk, so that what is resampled is as sharp as what is not.
     _short("short_halved", "Shrunk by the network", model=_HALVED, size=2.0),
     _short("short_halved_rotation", "Any rotation, then shrunk", model=_HALVED, size=2.0, rotation=180.0),
-    _short("short_halved_scale", "Scale, then shrunk", model=_HALVED, size=2.0, scale=(0.8, 1.25)),
+    _short("short_halved_scale", "Scale, then shrunk", model=_HALVED, size=2.0, scale=_NEAR),
     # Under `cpu`, as long as short_longer in all.
     _short("short_pretrained", "Learning without labels first", train=TrainConfig(pretrain=4)),
     # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
