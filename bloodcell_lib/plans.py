@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -130,6 +131,12 @@ def _best(
     return Experiment(name, title, group, model, train, augmented, part, 0, seeds, crop, size, length)
 
 
+def _other_folds(name: str, title: str, **changes: Any) -> Iterator[Experiment]:
+    """A recipe on the folds that are not the split."""
+    for k in range(1, 5):
+        yield _best(f"{name}_fold{k}", f"{title}, fold {k + 1} of 5", f"{name}_cv", part=f"fold{k}", **changes)
+
+
 _short = partial(_best, length=SHORT)  # at which much can be tried
 
 
@@ -183,20 +190,18 @@ EXTRA = _named(
     # Chosen on the split and tried there, on the other folds, and on all images.
     _best("best", "Best recipe", "best", seeds=0),
     _best("best_final", "Best recipe, all images", "best", part="all"),
-    *(_best(f"best_fold{k}", f"Best recipe, fold {k + 1} of 5", "best_cv", part=f"fold{k}") for k in range(1, 5)),
+    *_other_folds("best", "Best recipe"),
     # What is tried on its short form below, and promises something elsewhere, on the whole recipe.
     _best("best_white_point", "Best recipe, white point", "confirmed", seeds=0, model=_WHITE),
     _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
     _best("best_warm", "Best recipe, higher rate", "confirmed", seeds=0, train=_WARM),
     # Both views that did a little good on the short form, together, and on all folds: one split cannot tell so little.
     _best("magnified", "Best recipe, magnified", "confirmed", **_MAGNIFIED),
-    *(
-        _best(f"magnified_fold{k}", f"Magnified, fold {k + 1} of 5", "magnified_cv", part=f"fold{k}", **_MAGNIFIED)
-        for k in range(1, 5)
-    ),
+    *_other_folds("magnified", "Magnified", **_MAGNIFIED),
     # More kinds of pictures take longer to learn: how much of it is the time alone, the first row tells.
     _best("best_longer", "Best recipe, twice as long", "confirmed", length=3.0),
     _best("rotated", "Best recipe, any rotation, twice as long", "confirmed", **_ROTATED),
+    *_other_folds("rotated", "Any rotation", **_ROTATED),
     _best("hardy", "Best recipe, rotation and mild remedies, twice as long", "confirmed", **_ROTATED, **_MILD),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
@@ -251,8 +256,7 @@ EXPERIMENTS = {**STUDY, **EXTRA}
 # Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
 FOLDS = {
     "main": tuple(f"cv_fold{k}" for k in range(5)),
-    "best": ("best", *(f"best_fold{k}" for k in range(1, 5))),
-    "magnified": ("magnified", *(f"magnified_fold{k}" for k in range(1, 5))),
+    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "rotated")},
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
