@@ -142,7 +142,8 @@ def results(study: Study) -> str:
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study)]
     beyond = [
         sentences.best(study),
-        sentences.magnified(study),
+        sentences.further(study),
+        sentences.sharpness(study),
         second_reader.sentence(study),
         sentences.doubts(study),
         verdicts.beyond(study),

@@ -36,7 +36,8 @@ def sentences(study: Study) -> dict[str, str]:
         "BeyondSentence": verdicts.beyond(study, TRIED),
         "BestSentence": best(study),
         "BestInShort": best_in_short(study),
-        "MagnifiedSentence": magnified(study),
+        "FurtherSentence": further(study),
+        "SharpnessSentence": sharpness(study),
         "SecondReaderSentence": second_reader.sentence(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
@@ -189,25 +190,59 @@ def best(study: Study) -> str:
     return " ".join(filter(None, told))
 
 
-def magnified(study: Study) -> str:
-    """What the best recipe reaches where it sees less of the smear in more pixels; "" before it is cross-validated."""
-    judged = compare.out_of_fold(study.folds("magnified"))
-    if judged.empty:
-        return ""
-    (right, n, interval), info = _rightly(judged), study.runs("magnified")[0].info
-    size, crop, macs = info["config"]["pixels"], info["config"]["crop"], number(info["model"]["macs"] / 1e6)
-    told = [
-        rf"Magnified, the central {crop} pixels of a photograph as {size} $\times$ {size} ({macs} million operations), "
-        rf"the same recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images rightly, each by a network "
-        f"that has not seen it ({interval}).",
-        verdicts.lead(study, "magnified", "best", unseen=True),
-    ]
-    both = compare.averaged(study.folds("best"), study.folds("magnified"))
-    if not both.empty:
-        right, n, interval = _rightly(both)
-        share = number(100 * right / n, 2)
-        told.append(rf"With both recipes' probabilities averaged, {share}\,\% are named rightly ({interval}).")
+def further(study: Study) -> str:
+    """What recipes reach that go on from the best one, and all averaged; "" before one is cross-validated."""
+    told, recipes = [], [study.folds("best")]
+    for name, words in CHANGED.items():
+        judged = compare.out_of_fold(study.folds(name))
+        if judged.empty:
+            continue
+        (right, n, interval), info = _rightly(judged), study.runs(name)[0].info
+        told += [
+            rf"{words(info)}, the same recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images "
+            f"rightly, each by a network that has not seen it ({interval}).",
+            verdicts.lead(study, name, "best", unseen=True),
+        ]
+        recipes.append(study.folds(name))
+    together = compare.averaged(*recipes) if told else pd.DataFrame()
+    if not together.empty:
+        right, n, interval = _rightly(together)
+        told.append(
+            f"With the probabilities of {'both' if len(recipes) == 2 else 'all'} recipes averaged, "
+            rf"{number(100 * right / n, 2)}\,\% are named rightly ({interval})."
+        )
     return " ".join(filter(None, told))
+
+
+def _magnified(info: dict) -> str:
+    size, crop, macs = info["config"]["pixels"], info["config"]["crop"], number(info["model"]["macs"] / 1e6)
+    return (
+        rf"Magnified, the central {crop} pixels of a photograph as {size} $\times$ {size} ({macs} million operations)"
+    )
+
+
+def _rotated(info: dict) -> str:
+    size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
+    return (
+        rf"Turned by any angle at {size} $\times$ {size} pixels, which the network halves, and trained for {epochs} "
+        "epochs"
+    )
+
+
+CHANGED = {"magnified": _magnified, "rotated": _rotated}  # cross-validated recipes that go on from the best one
+
+
+def sharpness(study: Study) -> str:
+    """What it does to turn pictures before they are shrunk, and not after; "" before both are recorded."""
+    after, before = (study.row(name) for name in ("short_free_rotation", "short_halved_rotation"))
+    if not (after and before):
+        return ""
+    what = verdicts.start(study, "best_short")
+    return (
+        f"Any rotation changes {what} by {signed(after['difference'])} points if pictures are turned at the size at "
+        "which they are seen, which blurs them and no picture that is judged, and by "
+        f"{signed(before['difference'])} if they are shrunk afterwards."
+    )
 
 
 def doubts(study: Study) -> str:

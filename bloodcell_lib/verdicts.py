@@ -65,25 +65,25 @@ def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
     found = [row for row in rows if row["common_seeds"]]
     told, screens = [], []
     for base in dict.fromkeys(BASES.get(group, "main") for group in groups):
-        what = _what(study, base)
+        here = start(study, base)
         rows = [row for row in found if BASES.get(row["group"], "main") == base]
         judged = [row for row in rows if row["common_seeds"] >= JUDGED]
         screened = [row for row in rows if row["common_seeds"] < JUDGED]
         if judged:
             own = " beyond the reference's own" if base == "main" else ""
-            first = f"Of {plural(len(judged), 'change')} to {what}{own}"
+            first = f"Of {plural(len(judged), 'change')} to {here}{own}"
             told.append(_moved(first, judged))
         if screened:
-            screens.append(_screened(what, sorted(screened, key=lambda row: row["difference"])))
+            screens.append(_screened(here, sorted(screened, key=lambda row: row["difference"])))
     if screens:
         told.append(f"With one seed, which screens and proves nothing, {'; '.join(screens)}.")
     if told:
         return " ".join(told)
-    bases = dict.fromkeys(_what(study, BASES.get(group, "main")) for group in groups)
+    bases = dict.fromkeys(start(study, BASES.get(group, "main")) for group in groups)
     return f"No change to {', '.join(bases)} beyond the reference's own is measured yet."
 
 
-def _what(study: Study, base: str) -> str:
+def start(study: Study, base: str) -> str:
     """What a group of changes starts from; what is short says how short."""
     if base != "best_short":
         return {"main": "the main recipe", "aug_flips": "flips alone", "best": "the best recipe"}[base]

@@ -310,31 +310,43 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     assert sentences.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
-def test_the_magnified_recipe_is_told_beside_the_best_one_and_averaged_with_it(tmp_path):
+def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_with_it(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["magnified"][1:]], seeds=(0,))
-    assert sentences.magnified(Study.of(load_records(tmp_path), "cpu")) == ""
+    assert sentences.further(Study.of(load_records(tmp_path), "cpu")) == ""
     write_records(tmp_path, FOLDS["magnified"][:1], seeds=(0, 1))
+    two = sentences.further(Study.of(load_records(tmp_path), "cpu"))
+    write_records(tmp_path, FOLDS["rotated"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
+    three = sentences.further(study)
     given = {
         name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0]
-        for name in ("best", "magnified")
+        for name in ("best", "magnified", "rotated")
     }
-    right = {
-        name: 100 * np.mean([(run.predicted == run.labels).mean() for run in runs]) for name, runs in given.items()
-    }
-    both = [
-        ((one.probabilities + other.probabilities).argmax(1) == one.labels).mean()
-        for one, other in zip(*given.values())
-    ]
-    told = sentences.magnified(study)
-    assert rf"names {right['magnified']:.2f}\,\% of the 3,200 images rightly" in told
-    unseen = {
-        name: 100 * np.mean([(run.predicted == run.labels).mean() for run in runs[1:]]) for name, runs in given.items()
-    }
-    ahead = unseen["magnified"] - unseen["best"]
-    more = "more" if ahead > 0 else "less"
-    assert f"had no say in this, it names {abs(ahead):.2f} points {more} of these images rightly than the best" in told
-    assert rf"With both recipes' probabilities averaged, {100 * np.mean(both):.2f}\,\% are named rightly" in told
+
+    def rightly(*names: str, unseen: bool = False) -> float:
+        runs = list(zip(*(given[name][unseen:] for name in names)))
+        return 100 * np.mean([(sum(r.probabilities for r in row).argmax(1) == row[0].labels).mean() for row in runs])
+
+    for name in ("magnified", "rotated"):
+        assert rf"names {rightly(name):.2f}\,\% of the 3,200 images rightly" in three
+        ahead = rightly(name, unseen=True) - rightly("best", unseen=True)
+        more = "more" if ahead > 0 else "less"
+        assert f"no say in this, it names {abs(ahead):.2f} points {more} of these images rightly than the best" in three
+    both, every = rightly("best", "magnified"), rightly(*given)
+    assert rf"With the probabilities of both recipes averaged, {both:.2f}\,\% are named rightly" in two
+    assert rf"With the probabilities of all recipes averaged, {every:.2f}\,\% are named rightly" in three
+    assert "Turned by any angle" in three and "Turned by any angle" not in two
+
+
+def test_it_is_told_what_turning_before_shrinking_does(tmp_path):
+    write_records(tmp_path, ["best_short", "short_free_rotation"], seeds=(0,))
+    assert sentences.sharpness(Study.of(load_records(tmp_path), "cpu")) == ""
+    write_records(tmp_path, ["short_halved_rotation"], seeds=(0,))
+    study = Study.of(load_records(tmp_path), "cpu")
+    told = sentences.sharpness(study)
+    for name in ("short_free_rotation", "short_halved_rotation"):
+        assert f"by {latex.signed(study.row(name)['difference'])} " in told
+    assert told.startswith("Any rotation changes the best recipe cut to ")
 
 
 def test_doubts_about_labels_are_counted_for_both_recipes():
