@@ -22,8 +22,9 @@ from PIL import Image
 
 from bloodcell_lib import paths
 from bloodcell_lib.cells import CELL_TYPES, NAMES
-from bloodcell_lib.download import SOURCES, Network, fetch
+from bloodcell_lib.download import Network, fetch
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.sources import SOURCES
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -220,7 +221,7 @@ def test_later_call_goes_on(site, tmp_path):
 def test_killed_process_goes_on(site, tmp_path):
     script = (
         "import sys; from dataclasses import replace; from pathlib import Path\n"
-        "from bloodcell_lib.download import SOURCES, fetch\n"
+        "from bloodcell_lib.download import fetch\nfrom bloodcell_lib.sources import SOURCES\n"
         "row = next(r for r in SOURCES if r.kind == 'npz')\n"
         "row = replace(row, urls=(sys.argv[1],), checksum=sys.argv[2])\n"
         "fetch(row.name, None, Path(sys.argv[3]), False, sources=(row,))\n"
