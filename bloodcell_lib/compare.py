@@ -13,7 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from bloodcell_lib import models
-from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
+from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, image_index, macro_f1, validated, wilson
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import BASES, EXPERIMENTS, TRIED
 from bloodcell_lib.records import Record, is_demo
@@ -91,8 +91,7 @@ def averaged(*recipes: Sequence[Sequence[Record]]) -> pd.DataFrame:
         if any(run.names != runs[0].names for run in runs):
             return pd.DataFrame()
         called = np.mean([run.probabilities for run in runs], axis=0).argmax(1)
-        index = pd.MultiIndex.from_arrays([runs[0].labels, runs[0].names], names=["label", "name"])
-        frames.append(pd.DataFrame({seed: called}, index=index))
+        frames.append(pd.DataFrame({seed: called}, index=image_index(runs[0].labels, runs[0].names)))
     return pd.concat(frames)
 
 

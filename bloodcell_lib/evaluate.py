@@ -147,6 +147,11 @@ def overview(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
+def image_index(labels: Sequence[int], names: Sequence[str]) -> pd.MultiIndex:
+    """What images are told apart by, (n,): two classes may each have a file of the same name."""
+    return pd.MultiIndex.from_arrays([labels, names], names=["label", "name"])
+
+
 def by_image(records: Sequence[Record]) -> pd.DataFrame:
     """Predicted class, int (n, seeds): a row for each image that all these runs validated on, by (label, name).
 
@@ -159,8 +164,7 @@ def by_image(records: Sequence[Record]) -> pd.DataFrame:
                 f"Two records of {record.experiment}, seed {record.seed}: give those of one profile and experiment."
             )
         run = record.validation()
-        index = pd.MultiIndex.from_arrays([run.labels, run.names], names=["label", "name"])
-        columns[record.seed] = pd.Series(run.predicted, index=index)
+        columns[record.seed] = pd.Series(run.predicted, index=image_index(run.labels, run.names))
     return pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
 
 

@@ -19,7 +19,7 @@ from bloodcell_lib import compare, plans, segment
 from bloodcell_lib.analysis import Subject, logits, sample
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.evaluate import wilson
+from bloodcell_lib.evaluate import image_index, wilson
 from bloodcell_lib.painting import blend, inpaint, median_colour, move, shuffled, wider
 
 DEMO_IMAGES = 96  # that each network of a demo judges; elsewhere all that it was not trained on
@@ -149,8 +149,7 @@ def paint(cells: CellImages, seed: int = 0) -> Shown:
         "background_moved": blend(inpaint(images, beside | hidden), images, beside),
     }
     held = (moved & cell).sum() / cell.sum().clamp_min(1)
-    index = pd.MultiIndex.from_arrays([labels, cells.names], names=["label", "name"])
-    return Shown(shown, index, labels[other], float(cell.float().mean()), float(held))
+    return Shown(shown, image_index(labels, cells.names), labels[other], float(cell.float().mean()), float(held))
 
 
 def covering_disc(cell: Tensor) -> Tensor:
