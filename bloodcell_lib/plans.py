@@ -202,6 +202,7 @@ EXTRA = _named(
     _best("best_longer", "Best recipe, twice as long", "confirmed", length=3.0),
     _best("rotated", "Best recipe, any rotation, twice as long", "confirmed", **_ROTATED),
     *_other_folds("rotated", "Any rotation", **_ROTATED),
+    _best("rotated_final", "Any rotation, all images", "confirmed", part="all", **_ROTATED),
     _best("hardy", "Best recipe, rotation and mild remedies, twice as long", "confirmed", **_ROTATED, **_MILD),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
