@@ -349,6 +349,25 @@ def test_it_is_told_what_turning_before_shrinking_does(tmp_path):
     assert told.startswith("Any rotation changes the best recipe cut to ")
 
 
+def test_what_undoing_gains_is_told_of_the_best_recipe_and_then_of_the_hardy_one():
+    def analysed(clean: float, less: float, everything: float) -> dict:
+        rows = {"less": less, "more": 0.99 * clean, "all": everything}
+        sites = {key: {"accuracy": value, "share": value / clean} for key, value in rows.items()}
+        return {"clean": {"accuracy": clean}, "sites": sites, "difference": {"points": -0.5}, "seeds": 1}
+
+    def result(*undone: float) -> dict:
+        experiments = {"plain": analysed(0.98, 0.5, 0.25), "undone": analysed(*undone)}
+        names = dict.fromkeys(("less", "more", "all"), "A site")
+        return {"result": {"experiments": experiments, "sites": names, "goals": {"alone": 0.95, "together": 0.9}}}
+
+    found = {"reading_hardy": result(0.97, 0.96, 0.88)}
+    assert sentences.undone(Study([], "cpu", found)) == ""
+    found["reading_best"] = result(0.975, 0.8, 0.6)
+    told = sentences.undone(Study([], "cpu", found))
+    assert r"from 1 to 1 of 2, and its accuracy where all is changed from 25.0 to 60.0\,\%" in told
+    assert r"keeps as much at 2, and 88.0\,\% where all is changed; 97.0\,\% of unchanged pictures" in told
+
+
 def test_doubts_about_labels_are_counted_for_both_recipes():
     def study(main: str, best: str) -> Study:
         found = {"labels": main, "labels_best": best}
