@@ -54,8 +54,8 @@ ASKED = {
 }
 OTHERS = {
     "best": "The same of the best recipe:",
-    "hardy": "Of the hardy recipe, the best one with any rotation and a little scale, stain and blur, for twice as many "
-    "epochs:",
+    "hardy": "Of the hardy recipe, the best one with any rotation and a little scale, stain and blur, for twice as "
+    "many epochs:",
     "best_short": "Of the best recipe cut short (two fifths of the profile's epochs), and of what is tried on it. "
     "Where an augmentation practises what a simulated site changes, its gain there is no promise for a real one:",
 }
