@@ -21,7 +21,7 @@ from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 # Groups of rows that are no rivals of the main model.
-ALONE = ("cv", "cv_pair", "cv_clean", "cv_short", "unknown", "best_cv", "magnified_cv", "rotated_cv")
+ALONE = ("cv", "cv_pair", "cv_clean", "cv_short", "unknown", "best_cv", "magnified_cv", "hardy_cv")
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed")
 BEYOND = (*FURTHER, *TRIED)

@@ -201,8 +201,8 @@ EXTRA = _named(
     # More kinds of pictures take longer to learn: how much of it is the time alone, the first row tells.
     _best("best_longer", "Best recipe, twice as long", "confirmed", length=3.0),
     _best("rotated", "Best recipe, any rotation, twice as long", "confirmed", **_ROTATED),
-    *_other_folds("rotated", "Any rotation", **_ROTATED),
     _best("hardy", "Best recipe, rotation and mild remedies, twice as long", "confirmed", **_HARDY),
+    *_other_folds("hardy", "Hardy recipe", **_HARDY),
     _best("hardy_final", "Hardy recipe, all images", "confirmed", part="all", **_HARDY),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
@@ -257,7 +257,7 @@ EXPERIMENTS = {**STUDY, **EXTRA}
 # Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
 FOLDS = {
     "main": tuple(f"cv_fold{k}" for k in range(5)),
-    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "rotated")},
+    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "hardy")},
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe

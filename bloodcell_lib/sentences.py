@@ -221,15 +221,15 @@ def _magnified(info: dict) -> str:
     )
 
 
-def _rotated(info: dict) -> str:
+def _hardy(info: dict) -> str:
     size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
     return (
-        rf"Turned by any angle at {size} $\times$ {size} pixels, which the network halves, and trained for {epochs} "
-        "epochs"
+        rf"Turned by any angle, scaled, stained and blurred a little at {size} $\times$ {size} pixels, which the "
+        f"network halves, and trained for {epochs} epochs"
     )
 
 
-CHANGED = {"magnified": _magnified, "rotated": _rotated}  # cross-validated recipes that go on from the best one
+CHANGED = {"magnified": _magnified, "hardy": _hardy}  # cross-validated recipes that go on from the best one
 
 
 def sharpness(study: Study) -> str:

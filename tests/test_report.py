@@ -315,19 +315,19 @@ def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_wi
     assert sentences.further(Study.of(load_records(tmp_path), "cpu")) == ""
     write_records(tmp_path, FOLDS["magnified"][:1], seeds=(0, 1))
     two = sentences.further(Study.of(load_records(tmp_path), "cpu"))
-    write_records(tmp_path, FOLDS["rotated"], seeds=(0,))
+    write_records(tmp_path, FOLDS["hardy"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     three = sentences.further(study)
     given = {
         name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0]
-        for name in ("best", "magnified", "rotated")
+        for name in ("best", "magnified", "hardy")
     }
 
     def rightly(*names: str, unseen: bool = False) -> float:
         runs = list(zip(*(given[name][unseen:] for name in names)))
         return 100 * np.mean([(sum(r.probabilities for r in row).argmax(1) == row[0].labels).mean() for row in runs])
 
-    for name in ("magnified", "rotated"):
+    for name in ("magnified", "hardy"):
         assert rf"names {rightly(name):.2f}\,\% of the 3,200 images rightly" in three
         ahead = rightly(name, unseen=True) - rightly("best", unseen=True)
         more = "more" if ahead > 0 else "less"
