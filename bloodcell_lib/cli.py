@@ -369,7 +369,7 @@ def publish(
     weights: Annotated[
         bool, typer.Option("--weights", help="In place of the records: the weights of a run, seed 0, for `predict`.")
     ] = False,
-    experiment: Annotated[str, typer.Option(help="Whose weights.")] = "best_final",
+    experiment: Annotated[str, typer.Option(help="Whose weights.")] = "hardy_final",
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
     from bloodcell_lib import experiments, plans, records

@@ -228,10 +228,11 @@ def network(study: Study) -> str:
     run, _ = load_set(WEIGHTS)
     model, pixels, data = run["config"]["model"]["name"], run["config"]["pixels"], run["data"]
     parameters, macs = run["model"]["parameters"], run["model"]["macs"] / 1e6
+    halved = ", whose sides it halves first" if run["config"]["model"].get("halved") else ""
     told = (
         f"The run `{run['experiment']}` of the profile `{run['profile']}`: {BUILT.get(model, model)}. {parameters:,} "
         f"parameters, {2 * parameters / 1e6:.1f} MB in half precision; {macs:,.0f} million multiply-accumulates for a "
-        f"cell at {pixels} × {pixels} pixels. It trained on {data['train']:,} images for "
+        f"cell at {pixels} × {pixels} pixels{halved}. It trained on {data['train']:,} images for "
         f"{run['config']['train']['epochs']} epochs."
     )
     if not data["validation"]:
@@ -245,7 +246,8 @@ def network(study: Study) -> str:
 def published() -> str:
     """The experiment that tells how the published network does: its own, or its recipe's where it held nothing out."""
     run, _ = load_set(WEIGHTS)
-    return {"final": "main", "best_final": "best"}.get(run["experiment"], run["experiment"])
+    recipes = {"final": "main", "best_final": "best", "hardy_final": "hardy"}
+    return recipes.get(run["experiment"], run["experiment"])
 
 
 def evaluation(study: Study) -> str:
@@ -256,7 +258,7 @@ def evaluation(study: Study) -> str:
     told = [accuracy(study, name), sentences.source(study), other_budget(study), sentences.best_epoch(study, name)]
     told += [sentences.cross_validation(study, name)]
     below = [sentences.classes(study, name), sentences.mistakes(study, name), confidence(study, name)]
-    below += [elsewhere(study, name), sentences.undone(study) if name == "best" else ""]
+    below += [elsewhere(study, name), sentences.undone(study) if name in ("best", "hardy") else ""]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
 
 

@@ -5,7 +5,7 @@ Every sentence reads right when part of a study, or nothing at all, is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,7 @@ def sentences(study: Study) -> dict[str, str]:
 
 
 NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18"}
-WHO = {"main": "the main model", "best": "the best recipe"}
+WHO = {"main": "the main model", "best": "the best recipe", "hardy": "the hardy recipe"}
 
 
 def headline(study: Study, name: str = "main") -> str:
@@ -191,11 +191,13 @@ def best(study: Study) -> str:
 
 
 def further(study: Study) -> str:
-    """What recipes reach that go on from the best one, and all averaged; "" before one is cross-validated."""
+    """What recipes reach that go on from the best one, on the split before they are cross-validated, and all averaged
+    that are; "" where none is recorded."""
     told, recipes = [], [study.folds("best")]
     for name, words in CHANGED.items():
         judged = compare.out_of_fold(study.folds(name))
         if judged.empty:
+            told.append(_on_the_split(study, name, words))
             continue
         (right, n, interval), info = _rightly(judged), study.runs(name)[0].info
         told += [
@@ -204,7 +206,7 @@ def further(study: Study) -> str:
             verdicts.lead(study, name, "best", unseen=True),
         ]
         recipes.append(study.folds(name))
-    together = compare.averaged(*recipes) if told else pd.DataFrame()
+    together = compare.averaged(*recipes) if len(recipes) > 1 else pd.DataFrame()
     if not together.empty:
         right, n, interval = _rightly(together)
         told.append(
@@ -212,6 +214,19 @@ def further(study: Study) -> str:
             rf"{number(100 * right / n, 2)}\,\% are named rightly ({interval})."
         )
     return " ".join(filter(None, told))
+
+
+def _on_the_split(study: Study, name: str, words: Callable[[dict], str]) -> str:
+    row = study.row(name)
+    if not row or not row["common_seeds"]:
+        return ""
+    reached = number(100 * row["mean"], 2)
+    interval = rf"95\,\% interval {signed(row['low'])} to {signed(row['high'])}, {plural(row['common_seeds'], 'seed')}"
+    return (
+        rf"{words(study.runs(name)[0].info)}, the same recipe reaches {reached}\,\% of the split's "
+        f"{count(row['images'])} validation images, {signed(row['difference'])} points from what it reaches without "
+        f"({interval}); it is not cross-validated yet."
+    )
 
 
 def _magnified(info: dict) -> str:

@@ -214,7 +214,10 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("evaluate --experiment main+epochs=1", r"No record of main\+epochs=1"),
         ("publish --profile demo", "The demo gives no results"),
         ("publish", "No records in"),
-        ("publish --weights", "No run in .*best_final.seed0: make it with `bloodcell train best_final --profile cpu`"),
+        (
+            "publish --weights",
+            "No run in .*hardy_final.seed0: make it with `bloodcell train hardy_final --profile cpu`",
+        ),
         ("publish --weights --experiment finale", "Unknown experiment 'finale'"),
         ("publish --weights --profile demo", "The demo gives no results"),
         ("run --profile nope", "Unknown profile 'nope'"),

@@ -252,7 +252,7 @@ def test_nothing_is_kept_or_sent_about_its_use(weights: Path, mine: Path, tmp_pa
 def test_without_weights_the_command_says_how_to_make_them(mine: Path, tmp_path: Path) -> None:
     done = bloodcell(mine, "--out", tmp_path / "o.json", weights=tmp_path / "none")
     refused(
-        done, "No weights in .*none: make them with `bloodcell train best_final .* `bloodcell publish .* --weights`"
+        done, "No weights in .*none: make them with `bloodcell train hardy_final .* `bloodcell publish .* --weights`"
     )
     assert not (tmp_path / "o.json").exists()
 
