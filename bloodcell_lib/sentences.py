@@ -15,7 +15,7 @@ from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.latex import count, escape, join, number, plural, signed
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
-from bloodcell_lib.plans import EXTRA, STUDY, TRIED
+from bloodcell_lib.plans import EXTRA, STUDY
 
 
 def sentences(study: Study) -> dict[str, str]:
@@ -33,11 +33,9 @@ def sentences(study: Study) -> dict[str, str]:
         "AugmentationVerdict": verdicts.effect(study, "aug_none"),
         "DepthVerdict": verdicts.effect(study, "as_described"),
         "ChangesSentence": verdicts.changes(study),
-        "BeyondSentence": verdicts.beyond(study, TRIED),
         "BestSentence": best(study),
         "BestInShort": best_in_short(study),
         "FurtherSentence": further(study),
-        "SharpnessSentence": sharpness(study),
         "SecondReaderSentence": second_reader.sentence(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
@@ -193,11 +191,11 @@ def best(study: Study) -> str:
 def further(study: Study) -> str:
     """What recipes reach that go on from the best one, on the split before they are cross-validated, and all averaged
     that are; "" where none is recorded."""
-    told, recipes = [], [study.folds("best")]
+    told, split, recipes = [], [], [study.folds("best")]
     for name, words in CHANGED.items():
         judged = compare.out_of_fold(study.folds(name))
         if judged.empty:
-            told.append(_on_the_split(study, name, words))
+            split.append(_on_the_split(study, name, words))
             continue
         (right, n, interval), info = _rightly(judged), study.runs(name)[0].info
         told += [
@@ -213,7 +211,7 @@ def further(study: Study) -> str:
             f"With the probabilities of {'both' if len(recipes) == 2 else 'all'} recipes averaged, "
             rf"{number(100 * right / n, 2)}\,\% are named rightly ({interval})."
         )
-    return " ".join(filter(None, told))
+    return " ".join(filter(None, told + split))
 
 
 def _on_the_split(study: Study, name: str, words: Callable[[dict], str]) -> str:
