@@ -49,7 +49,7 @@ def rivals(experiment: str) -> tuple[str, ...]:
     def trained(name: str) -> tuple:
         """How, and on what: another training or another view is no remedy."""
         row = plans.EXPERIMENTS[name]
-        return row.train, row.crop, row.size
+        return row.train, row.crop, row.size, row.length
 
     changes = plans.variants(experiment, "robustness", "confirmed")
     remedies = [name for name in changes if trained(name) == trained(experiment)]
