@@ -46,10 +46,10 @@ def analyse(subject: Subject) -> dict[str, Any]:
 def rivals(experiment: str) -> tuple[str, ...]:
     """What is set beside an experiment: remedies that change it, else the best recipe beside main, else main."""
 
-    def trained(name: str) -> tuple:
-        """How, and on what: another training or another view is no remedy."""
-        row = plans.EXPERIMENTS[name]
-        return row.train, row.crop, row.size, row.length
+    def trained(name: str) -> dict[str, Any]:
+        """How, for how long and on what: all but what a remedy may change, the network and the augmentation."""
+        own = ("name", "title", "group", "seeds", "model", "augment")
+        return {field: value for field, value in vars(plans.EXPERIMENTS[name]).items() if field not in own}
 
     changes = plans.variants(experiment, "robustness", "confirmed")
     remedies = [name for name in changes if trained(name) == trained(experiment)]
