@@ -246,9 +246,9 @@ CHANGED = {"magnified": _magnified, "hardy": _hardy}  # cross-validated recipes 
 
 
 def sharpness(study: Study) -> str:
-    """What it does to turn pictures before they are shrunk, and not after; "" before both are recorded."""
+    """What it does to turn pictures before they are shrunk, and not after; "" before both can be compared."""
     after, before = (study.row(name) for name in ("short_free_rotation", "short_halved_rotation"))
-    if not (after and before):
+    if not (after.get("common_seeds") and before.get("common_seeds")):
         return ""
     what = verdicts.start(study, "best_short")
     return (

@@ -346,6 +346,9 @@ def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_wi
 def test_it_is_told_what_turning_before_shrinking_does(tmp_path):
     write_records(tmp_path, ["best_short", "short_free_rotation"], seeds=(0,))
     assert sentences.sharpness(Study.of(load_records(tmp_path), "cpu")) == ""
+    both = write_records(tmp_path / "alone", ["short_free_rotation", "short_halved_rotation"], seeds=(0,))
+    assert len(both) == 2 and sentences.sharpness(Study.of(load_records(tmp_path / "alone"), "cpu")) == ""
+    shutil.rmtree(tmp_path / "alone")
     write_records(tmp_path, ["short_halved_rotation"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     told = sentences.sharpness(study)
