@@ -369,7 +369,9 @@ def publish(
     weights: Annotated[
         bool, typer.Option("--weights", help="In place of the records: the weights of a run, seed 0, for `predict`.")
     ] = False,
-    experiment: Annotated[str, typer.Option(help="Whose weights.")] = "hardy_final",
+    experiment: Annotated[
+        str, typer.Option(help="Whose weights; default: of the recipe that `predict` has, trained on all images.")
+    ] = "",
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
     from bloodcell_lib import experiments, plans, records
@@ -378,8 +380,9 @@ def publish(
     if budget.disposable:
         raise BloodcellError("The demo gives no results: publish cpu or full.")
     if weights:
-        from bloodcell_lib import export, plans
+        from bloodcell_lib import export
 
+        experiment = experiment or f"{plans.CHOSEN}_final"
         run = experiments.Task(plans.experiment(experiment).name, 0, budget.name).folder
         if not run.exists():
             raise BloodcellError(f"No run in {run}: make it with `bloodcell train {experiment} --profile {profile}`.")

@@ -20,8 +20,8 @@ from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
-# Groups of rows that are no rivals of the main model.
-ALONE = ("cv", "cv_pair", "cv_clean", "cv_short", "unknown", "best_cv", "magnified_cv", "hardy_cv")
+# Groups of rows that are no rivals of the main model: they are judged by other images.
+ALONE = {row.group for row in EXPERIMENTS.values() if row.part not in ("split", "all")}
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed")
 BEYOND = (*FURTHER, *TRIED)

@@ -17,18 +17,20 @@ from bloodcell_lib import (
     analysis,
     answers,
     bench,
+    beyond,
     calibration,
     evaluate,
     paths,
+    reached,
     second_reader,
     sentences,
     tables,
     verdicts,
 )
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.latex import join
+from bloodcell_lib.latex import join, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import PROFILES
+from bloodcell_lib.plans import PROFILES, RECIPES
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 
@@ -53,10 +55,9 @@ ASKED = {
     "finer": "Finer types.",
 }
 OTHERS = {
-    "best": "The same of the best recipe:",
-    "hardy": "Of the hardy recipe, the best one with any rotation and a little scale, stain and blur, for twice as "
-    "many epochs:",
-    "best_short": "Of the best recipe cut short (two fifths of the profile's epochs), and of what is tried on it. "
+    "best": f"The same of {RECIPES['best']}:",
+    "hardy": f"Of {RECIPES['hardy']}:",
+    "best_short": f"Of {RECIPES['best_short']} (two fifths of the profile's epochs), and of what is tried on it. "
     "Where an augmentation practises what a simulated site changes, its gain there is no promise for a real one:",
 }
 WEIGHTS = paths.ROOT / "bloodcell_lib" / "weights"  # those of the repository, whatever `paths.WEIGHTS` names
@@ -142,13 +143,13 @@ def results(study: Study) -> str:
     if not study.records:
         return NOTHING
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study)]
-    beyond = [
-        sentences.best(study),
-        sentences.further(study),
-        sentences.sharpness(study),
+    further = [
+        beyond.best(study),
+        beyond.further(study),
+        beyond.sharpness(study),
         second_reader.sentence(study),
-        sentences.doubts(study),
-        verdicts.beyond(study),
+        beyond.doubts(study),
+        beyond.tried(study),
     ]
     made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
@@ -156,7 +157,7 @@ def results(study: Study) -> str:
         "budget."
     )
     parts = [_paragraph(*told), _markdown_table(tables.models(study)), _paragraph(below)]
-    return "\n\n".join([*parts, _paragraph(*beyond), _paragraph(*made)])
+    return "\n\n".join([*parts, _paragraph(*further), _paragraph(*made)])
 
 
 def accuracy(study: Study, name: str = "main") -> str:
@@ -165,7 +166,7 @@ def accuracy(study: Study, name: str = "main") -> str:
     config, where = runs[0].info["config"], join(Study(runs, study.profile).devices)
     return (
         f"Under the profile `{study.profile}` ({config['pixels']} × {config['pixels']} pixels, "
-        f"{config['train']['epochs']} epochs), on {where}: {sentences.headline(study, name)}"
+        f"{config['train']['epochs']} epochs), on {where}: {reached.headline(study, name)}"
     )
 
 
@@ -246,8 +247,7 @@ def network(study: Study) -> str:
 def published() -> str:
     """The experiment that tells how the published network does: its own, or its recipe's where it held nothing out."""
     run, _ = load_set(WEIGHTS)
-    recipes = {"final": "main", "best_final": "best", "hardy_final": "hardy"}
-    return recipes.get(run["experiment"], run["experiment"])
+    return "main" if run["experiment"] == "final" else run["experiment"].removesuffix("_final")
 
 
 def evaluation(study: Study) -> str:
@@ -255,10 +255,10 @@ def evaluation(study: Study) -> str:
     if not study.records:
         return NOTHING
     name = published()
-    told = [accuracy(study, name), sentences.source(study), other_budget(study), sentences.best_epoch(study, name)]
-    told += [sentences.cross_validation(study, name)]
-    below = [sentences.classes(study, name), sentences.mistakes(study, name), confidence(study, name)]
-    below += [elsewhere(study, name), sentences.undone(study) if name in ("best", "hardy") else ""]
+    told = [accuracy(study, name), sentences.source(study), other_budget(study), reached.best_epoch(study, name)]
+    told += [reached.cross_validation(study, name)]
+    below = [reached.classes(study, name), reached.mistakes(study, name), confidence(study, name)]
+    below += [elsewhere(study, name), beyond.undone(study) if name in ("best", "hardy") else ""]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
 
 
@@ -281,7 +281,7 @@ def confidence(study: Study, name: str = "main") -> str:
     return (
         f"Its probabilities, as they come out of the network, claim {100 * claimed:.1f} % on average where "
         f"{100 * right:.1f} % are right; the expected calibration error is {100 * error:.1f} points "
-        f"({calibration.BINS} bins of equally many images, mean of {sentences.plural(len(runs), 'seed')})."
+        f"({calibration.BINS} bins of equally many images, mean of {plural(len(runs), 'seed')})."
     )
 
 

@@ -260,6 +260,15 @@ FOLDS = {
     **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "hardy")},
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
+# What a sentence calls them.
+RECIPES = {
+    "main": "the main recipe",
+    "best": "the best recipe",
+    "magnified": "the best recipe magnified",
+    "hardy": "the hardy recipe",
+    "best_short": "the best recipe cut short",
+}
+CHOSEN = "hardy"  # the one whose weights `predict` has, from a run on all images
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {
     "lever": "aug_flips",

@@ -6,18 +6,17 @@ where it is of two seeds or more: the interval of one seed knows nothing of anot
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from bloodcell_lib.compare import AGREES, BEYOND, DIFFERS, difference, in_sentence, of_study, out_of_fold
+from bloodcell_lib.compare import AGREES, DIFFERS, in_sentence, of_study
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, EXTRA, STUDY
+from bloodcell_lib.plans import STUDY
 from bloodcell_lib.reference import CLAIMS
 
 UNMEASURED = "has not been measured yet"
 BASELINES = {name: row.title for name, row in STUDY.items() if row.group == "baseline"}
 NAMED = 2  # changes that a sentence names, at most
-CHANGES = set(BEYOND) - {"best"}  # groups whose rows change one thing, or a few that go together
 JUDGED = 2  # seeds from which on a difference is judged
 
 
@@ -42,10 +41,10 @@ def changes(study: Study) -> str:
     rows = [row for name in names if (row := study.row(name)) and row["common_seeds"] >= JUDGED]
     if not rows:
         return "No variant of the main recipe is measured with two seeds yet."
-    return _moved(f"Of {plural(len(rows), 'variant')} of the main recipe", rows)
+    return moved(f"Of {plural(len(rows), 'variant')} of the main recipe", rows)
 
 
-def _moved(first: str, rows: Sequence[dict]) -> str:
+def moved(first: str, rows: Sequence[dict]) -> str:
     """`first`, and which of the rows differ in accuracy from what they change, the largest named."""
     moved = sorted((row for row in rows if row["low"] > 0 or row["high"] < 0), key=lambda row: -abs(row["difference"]))
     if not moved:
@@ -57,64 +56,6 @@ def _moved(first: str, rows: Sequence[dict]) -> str:
     ]
     more = ", most of all" * (len(told) < len(moved))
     return f"{first}, {len(moved)} differ{'s' * (len(moved) == 1)} from it in accuracy{more}: {join(told)}."
-
-
-def beyond(study: Study, groups: Collection[str] = BEYOND) -> str:
-    """What the rows that the reference's study does not have do to accuracy; of one seed, that they are no result."""
-    rows = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES & set(groups)]
-    found = [row for row in rows if row["common_seeds"]]
-    told, screens = [], []
-    for base in dict.fromkeys(BASES.get(group, "main") for group in groups):
-        here = start(study, base)
-        rows = [row for row in found if BASES.get(row["group"], "main") == base]
-        judged = [row for row in rows if row["common_seeds"] >= JUDGED]
-        screened = [row for row in rows if row["common_seeds"] < JUDGED]
-        if judged:
-            own = " beyond the reference's own" if base == "main" else ""
-            first = f"Of {plural(len(judged), 'change')} to {here}{own}"
-            told.append(_moved(first, judged))
-        if screened:
-            screens.append(_screened(here, sorted(screened, key=lambda row: row["difference"])))
-    if screens:
-        told.append(f"With one seed, which screens and proves nothing, {'; '.join(screens)}.")
-    if told:
-        return " ".join(told)
-    bases = dict.fromkeys(start(study, BASES.get(group, "main")) for group in groups)
-    return f"No change to {', '.join(bases)} beyond the reference's own is measured yet."
-
-
-def start(study: Study, base: str) -> str:
-    """What a group of changes starts from; what is short says how short."""
-    if base != "best_short":
-        return {"main": "the main recipe", "aug_flips": "flips alone", "best": "the best recipe"}[base]
-    runs = study.runs(base)
-    return "the best recipe cut " + (f"to {runs[0].info['config']['train']['epochs']} epochs" if runs else "short")
-
-
-def _screened(what: str, rows: Sequence[dict]) -> str:
-    """Rows of one seed, from the lowest difference to the highest."""
-    ends = [f"{signed(row['difference'])} ({escape(in_sentence(row['title']))})" for row in (rows[0], rows[-1])]
-    if len(rows) == 1:
-        return f"1 change to {what} lies at {ends[0]} points"
-    return f"{len(rows)} changes to {what} lie from {' to '.join(ends)} points"
-
-
-def lead(study: Study, ours: str = "best", theirs: str = "main", unseen: bool = False) -> str:
-    """By how much one recipe is ahead of another, out of fold; "" before both are cross-validated.
-
-    unseen: on the folds alone that had no say in what our recipe is, all but the split.
-    """
-    parts = [study.folds(name)[unseen:] for name in (ours, theirs)]
-    ahead = difference(*map(out_of_fold, parts))
-    if not ahead.seeds:
-        return ""
-    points, more = number(abs(ahead.mean), 2), "more" if ahead.mean > 0 else "less"
-    which = f"On the {len(parts[0])} folds that had no say in this, it names" if unseen else "It names"
-    return (
-        f"{which} {points} points {more} of these images rightly than the {theirs} recipe does "
-        rf"(95\,\% interval of the difference {signed(ahead.low)} to {signed(ahead.high)}, "
-        "over images, one network a fold)."
-    )
 
 
 def flips(study: Study) -> str:

@@ -17,7 +17,7 @@ from bloodcell_lib import documents, paths, predict, report, sentences, tables
 from bloodcell_lib.documents import DOCUMENTS, NOTHING, filled, markdown, update
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import EXPERIMENTS
+from bloodcell_lib.plans import EXPERIMENTS, RECIPES
 from bloodcell_lib.records import load_records
 from bloodcell_lib.reference import CLAIMS
 
@@ -211,9 +211,9 @@ def test_results_are_those_of_the_records(studies):
 
 def test_a_part_is_told_as_a_part(studies):
     part, one, headless = (flat(documents.results(studies[kind])) for kind in ("part", "one", "headless"))
-    assert "With 2 seeds, the main model reaches" in part and "The study is partial: 6 of its 48 runs" in part
-    assert re.search(r"With 1 seed, the main model reaches \d\d\.\d\d % of", one)
-    assert "The main model has not been measured yet." in headless
+    assert "With 2 seeds, the main recipe reaches" in part and "The study is partial: 6 of its 48 runs" in part
+    assert re.search(r"With 1 seed, the main recipe reaches \d\d\.\d\d % of", one)
+    assert "The main recipe has not been measured yet." in headless
     assert "`full`" not in flat(documents.results(studies["full"])).replace("Under the profile `full`", "")
 
 
@@ -263,4 +263,4 @@ def test_the_model_card_tells_how_the_published_recipe_does(tmp_path):
     name = documents.published()
     write_records(tmp_path, ["main", name])
     made = flat(documents.evaluation(Study.of(load_records(tmp_path), "cpu")))
-    assert f"{sentences.WHO[name]} reaches" in made and "the main model reaches" not in made
+    assert f"{RECIPES[name]} reaches" in made and "the main recipe reaches" not in made

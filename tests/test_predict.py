@@ -22,6 +22,7 @@ from PIL import Image
 from bloodcell_lib import decode, export, paths, predict, reader, synthetic
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.plans import CHOSEN
 from bloodcell_lib.predict import BATCH, Network, Prediction
 
 
@@ -252,7 +253,8 @@ def test_nothing_is_kept_or_sent_about_its_use(weights: Path, mine: Path, tmp_pa
 def test_without_weights_the_command_says_how_to_make_them(mine: Path, tmp_path: Path) -> None:
     done = bloodcell(mine, "--out", tmp_path / "o.json", weights=tmp_path / "none")
     refused(
-        done, "No weights in .*none: make them with `bloodcell train hardy_final .* `bloodcell publish .* --weights`"
+        done,
+        f"No weights in .*none: make them with `bloodcell train {CHOSEN}_final .* `bloodcell publish .* --weights`",
     )
     assert not (tmp_path / "o.json").exists()
 

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import figures, latex, paths, report, sentences, verdicts
+from bloodcell_lib import beyond, figures, latex, paths, reached, report, sentences, verdicts
 from bloodcell_lib.compare import COLUMNS, FURTHER
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import PUBLISHED, Study
-from bloodcell_lib.plans import EXPERIMENTS, FOLDS, STUDY, TRIED
+from bloodcell_lib.plans import CHOSEN, EXPERIMENTS, FOLDS, STUDY, TRIED
 from bloodcell_lib.records import load_records
 from bloodcell_lib.shelf import published_profile
 
@@ -254,7 +254,7 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         "with_turns": difference(0.5, 0.1, 1, 1) | {"title": "Flips and quarter turns", "group": "lever"},
         "cv_fold0": difference(5, 3, 7) | {"title": "Fold 1 of 5", "group": "cv"},
     }
-    assert verdicts.beyond(with_rows(**rows)) == (
+    assert beyond.tried(with_rows(**rows)) == (
         "Of 1 change to the main recipe beyond the reference's own, none differs from it in accuracy. With one seed, "
         "which screens and proves nothing, 1 change to flips alone lies at $+$0.50 (flips and quarter turns) points."
     )
@@ -262,16 +262,16 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
     many = {
         name: difference(k, k - 0.5, k + 0.5) | {"title": f"L{k}", "group": "part"} for k, name in enumerate(names, 1)
     }
-    told = verdicts.beyond(with_rows(**many))
-    assert told == verdicts.beyond(with_rows(**rows, **many), TRIED)
-    assert "l5" in told and "l5" not in verdicts.beyond(with_rows(**rows, **many), FURTHER)
+    told = beyond.tried(with_rows(**many))
+    assert told == beyond.tried(with_rows(**rows, **many), TRIED)
+    assert "l5" in told and "l5" not in beyond.tried(with_rows(**rows, **many), FURTHER)
     assert told.startswith("Of 5 changes to the best recipe cut short, 5 differ")
     assert told.count("points") == verdicts.NAMED
     assert "5 differ from it in accuracy, most of all: l5 ($+$5.00" in told
     for row in many.values():
         row["common_seeds"] = 1
-    assert verdicts.beyond(with_rows(**many)).endswith("lie from $+$1.00 (l1) to $+$5.00 (l5) points.")
-    assert verdicts.beyond(with_rows(), FURTHER) == (
+    assert beyond.tried(with_rows(**many)).endswith("lie from $+$1.00 (l1) to $+$5.00 (l5) points.")
+    assert beyond.tried(with_rows(), FURTHER) == (
         "No change to the main recipe, flips alone, the best recipe beyond the reference's own is measured yet."
     )
 
@@ -280,10 +280,10 @@ def test_cross_validation_pools_its_folds(tmp_path):
     folds = [f"cv_fold{k}" for k in range(5)]
     write_records(tmp_path / "some", folds[:3], seeds=(0,))
     some = Study.of(load_records(tmp_path / "some"), "cpu")
-    assert sentences.cross_validation(some) == "Of the five folds of cross-validation, 3 are recorded."
+    assert reached.cross_validation(some) == "Of the five folds of cross-validation, 3 are recorded."
     write_records(tmp_path / "all", folds, seeds=(0,))
     records = load_records(tmp_path / "all")
-    told = sentences.cross_validation(Study.of(records, "cpu"))
+    told = reached.cross_validation(Study.of(records, "cpu"))
     scores = [100 * record.info["final_validation_accuracy"] for record in records]
     images = sum(record.info["data"]["validation"] for record in records)
     assert rf"{np.mean(scores):.2f}\,\% of {images:,} images" in told
@@ -291,38 +291,38 @@ def test_cross_validation_pools_its_folds(tmp_path):
 
 
 def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
-    assert sentences.best(Study.of([], "cpu")) == "The best recipe has not been measured yet."
+    assert beyond.best(Study.of([], "cpu")) == "The best recipe has not been measured yet."
     write_records(tmp_path, ["best"])
-    alone = sentences.best(Study.of(load_records(tmp_path), "cpu"))
+    alone = beyond.best(Study.of(load_records(tmp_path), "cpu"))
     assert alone.startswith("With 3 seeds, the best recipe reaches") and "a slim ResNet-18" in alone
     assert alone.endswith("Of the five folds of cross-validation, 1 is recorded.")
     write_records(tmp_path, [*FOLDS["main"], *FOLDS["best"][1:]], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
-    told = sentences.best(study)
+    told = beyond.best(study)
     right = {name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0] for name in FOLDS}
     hits = {name: [(run.predicted == run.labels).mean() for run in runs] for name, runs in right.items()}
     assert rf"{100 * np.mean(hits['best']):.2f}\,\% of 3,200 images" in told
     ahead = 100 * (np.mean(hits["best"]) - np.mean(hits["main"]))
     assert f"It names {ahead:.2f} points more of these images rightly than the main recipe does" in told
     assert rf"on the others it names {100 * np.mean(hits['best'][1:]):.2f}\,\% of 2,560 rightly" in told
-    assert rf"names {100 * np.mean(hits['best']):.2f}\,\% of all 3,200" in sentences.best_in_short(study)
+    assert rf"names {100 * np.mean(hits['best']):.2f}\,\% of all 3,200" in beyond.best_in_short(study)
     assert "with flips and quarter turns as its only augmentation" in told and "an image, 8 epochs)" in told
-    assert sentences.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
+    assert beyond.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
 def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_with_it(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["magnified"][1:]], seeds=(0,))
-    assert sentences.further(Study.of(load_records(tmp_path), "cpu")) == ""
+    assert beyond.further(Study.of(load_records(tmp_path), "cpu")) == ""
     write_records(tmp_path, FOLDS["magnified"][:1], seeds=(0, 1))
-    two = sentences.further(Study.of(load_records(tmp_path), "cpu"))
+    two = beyond.further(Study.of(load_records(tmp_path), "cpu"))
     write_records(tmp_path, FOLDS["hardy"][:4], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     row = study.row("hardy")
     split = rf"the same recipe reaches {100 * row['mean']:.2f}\,\% of the split's 640 validation images, "
-    assert f"{split}{latex.signed(row['difference'])} points" in sentences.further(study)
+    assert f"{split}{latex.signed(row['difference'])} points" in beyond.further(study)
     write_records(tmp_path, FOLDS["hardy"][4:], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
-    three = sentences.further(study)
+    three = beyond.further(study)
     given = {
         name: [r.validation() for fold in FOLDS[name] for r in study.runs(fold) if r.seed == 0]
         for name in ("best", "magnified", "hardy")
@@ -341,17 +341,19 @@ def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_wi
     assert rf"With the probabilities of both recipes averaged, {both:.2f}\,\% are named rightly" in two
     assert rf"With the probabilities of all recipes averaged, {every:.2f}\,\% are named rightly" in three
     assert "Turned by any angle" in three and "Turned by any angle" not in two
+    # The abstract tells the recipe whose weights are published, once it is cross-validated.
+    assert rf"names {rightly(CHOSEN):.2f}\,\% of all 3,200" in beyond.best_in_short(study)
 
 
 def test_it_is_told_what_turning_before_shrinking_does(tmp_path):
     write_records(tmp_path, ["best_short", "short_free_rotation"], seeds=(0,))
-    assert sentences.sharpness(Study.of(load_records(tmp_path), "cpu")) == ""
+    assert beyond.sharpness(Study.of(load_records(tmp_path), "cpu")) == ""
     both = write_records(tmp_path / "alone", ["short_free_rotation", "short_halved_rotation"], seeds=(0,))
-    assert len(both) == 2 and sentences.sharpness(Study.of(load_records(tmp_path / "alone"), "cpu")) == ""
+    assert len(both) == 2 and beyond.sharpness(Study.of(load_records(tmp_path / "alone"), "cpu")) == ""
     shutil.rmtree(tmp_path / "alone")
     write_records(tmp_path, ["short_halved_rotation"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
-    told = sentences.sharpness(study)
+    told = beyond.sharpness(study)
     for name in ("short_free_rotation", "short_halved_rotation"):
         assert f"by {latex.signed(study.row(name)['difference'])} " in told
     assert told.startswith("Any rotation changes the best recipe cut to ")
@@ -369,9 +371,9 @@ def test_what_undoing_gains_is_told_of_the_best_recipe_and_then_of_the_hardy_one
         return {"result": {"experiments": experiments, "sites": names, "goals": {"alone": 0.95, "together": 0.9}}}
 
     found = {"reading_hardy": result(0.97, 0.96, 0.88)}
-    assert sentences.undone(Study([], "cpu", found)) == ""
+    assert beyond.undone(Study([], "cpu", found)) == ""
     found["reading_best"] = result(0.975, 0.8, 0.6)
-    told = sentences.undone(Study([], "cpu", found))
+    told = beyond.undone(Study([], "cpu", found))
     assert r"from 1 to 1 of 2, and its accuracy where all is changed from 25.0 to 60.0\,\%" in told
     assert r"keeps as much at 2, and 88.0\,\% where all is changed; 97.0\,\% of unchanged pictures" in told
 
@@ -382,12 +384,12 @@ def test_doubts_about_labels_are_counted_for_both_recipes():
         results = {k: {"suspected": len(v), "suspects": [{"name": name} for name in v]} for k, v in found.items()}
         return Study([], "cpu", {name: {"result": result} for name, result in results.items()})
 
-    assert sentences.doubts(study("abcde", "ax")) == (
+    assert beyond.doubts(study("abcde", "ax")) == (
         "The best recipe's networks suspect 2 labels, the main recipe's 5, with 1 in common: most of what looks like a "
         "wrong label is a network's own mistake."
     )
-    assert sentences.doubts(study("abc", "abc")).endswith("3 in common.")
-    assert sentences.doubts(Study([], "cpu")) == ""
+    assert beyond.doubts(study("abc", "abc")).endswith("3 in common.")
+    assert beyond.doubts(Study([], "cpu")) == ""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from fake_records import write_records
 from bloodcell_lib import documents, second_reader
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import FOLDS
+from bloodcell_lib.plans import CHOSEN, FOLDS, RECIPES
 from bloodcell_lib.records import load_records
 
 
@@ -45,6 +45,13 @@ def test_mistakes_are_those_of_the_best_recipe_with_what_others_say(three):
         assert all(called[name][image] == answer for image, answer in wrong[name].items())
     alike = {image for image in expected if len({called[name][image] for name in called}) == 1}
     assert set(wrong.index[second_reader.agreed(wrong)]) == alike and 0 < len(alike) < len(expected)
+
+
+def test_mistakes_are_those_of_the_published_recipe_once_it_is_cross_validated(tmp_path):
+    recipes = study(tmp_path, "best", CHOSEN)
+    wrong = second_reader.mistakes(second_reader.calls(recipes))
+    assert list(wrong.columns) == [CHOSEN, "best"] and (wrong[CHOSEN] != [k for k, _ in wrong.index]).all()
+    assert second_reader.sentence(recipes).startswith(f"Of {RECIPES[CHOSEN]}'s {len(wrong)} mistakes")
 
 
 def test_pairs_count_them_by_label_and_answer(three):

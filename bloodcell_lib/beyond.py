@@ -1,0 +1,241 @@
+"""Sentences of what goes beyond the reference: recipes of our own, what led to them, what they are worth elsewhere.
+
+Each is "" or says so where what it tells is not recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import pandas as pd
+
+from bloodcell_lib import answers
+from bloodcell_lib.compare import BEYOND, averaged, difference, in_sentence, out_of_fold, title_of
+from bloodcell_lib.latex import count, escape, number, plural, signed
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, RECIPES
+from bloodcell_lib.reached import cross_validation, headline, rightly
+from bloodcell_lib.verdicts import JUDGED, moved
+
+NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18"}
+CHANGES = set(BEYOND) - {"best"}  # groups whose rows change one thing, or a few that go together
+
+
+def best(study: Study) -> str:
+    """What the best recipe is and reaches, and by how much it is ahead on images outside each network's training."""
+    if not study.runs("best"):
+        return headline(study, "best")
+    told = [headline(study, "best"), recipe(study), cross_validation(study, "best"), lead(study)]
+    unseen = out_of_fold(study.folds("best")[1:])
+    if not unseen.empty:
+        right, n, interval = rightly(unseen)
+        told.append(
+            rf"It was chosen on the split, the first fold; on the others it names {number(100 * right / n, 2)}\,\% of "
+            rf"{count(n)} rightly ({interval})."
+        )
+    return " ".join(filter(None, told))
+
+
+def recipe(study: Study) -> str:
+    """The best recipe in words, from its record, with what it costs beside the main one."""
+    best, main = (next((run.info for run in study.runs(name)), None) for name in ("best", "main"))
+    sizes = [
+        f"{number(i['model']['parameters'] / 1e6, 2)} million parameters, {number(i['model']['macs'] / 1e6)} million "
+        f"operations an image, {i['config']['train']['epochs']} epochs"
+        for i in (best, main)
+        if i
+    ]
+    turns = " and quarter turns" if best["config"]["augment"].get("turns") else ""
+    return (
+        f"It trains {_network(best)} with flips{turns} as its only augmentation and the main recipe's other settings "
+        f"({'; main: '.join(sizes)})."
+    )
+
+
+def _network(info: dict) -> str:
+    name = info["config"]["model"]["name"]
+    return NETWORKS.get(name, escape(name))
+
+
+def best_in_short(study: Study) -> str:
+    """The published recipe's accuracy out of fold, else the best one's, for the abstract; "" before either is
+    cross-validated."""
+    name = next((name for name in (CHOSEN, "best") if not out_of_fold(study.folds(name)).empty), None)
+    if not name:
+        return ""
+    info, (right, n, interval) = study.runs(name)[0].info, rightly(out_of_fold(study.folds(name)))
+    size, epochs = number(info["model"]["parameters"] / 1e6, 2), info["config"]["train"]["epochs"]
+    return (
+        f"A recipe of ours, for {_network(info)} of {size} million parameters and {epochs} epochs, names "
+        rf"{number(100 * right / n, 2)}\,\% of all {count(n)} labelled images rightly, each by a network that had not "
+        f"seen it ({interval})."
+    )
+
+
+def lead(study: Study, ours: str = "best", theirs: str = "main", unseen: bool = False) -> str:
+    """By how much one recipe is ahead of another, out of fold; "" before both are cross-validated.
+
+    unseen: on the folds alone that had no say in what our recipe is, all but the split.
+    """
+    parts = [study.folds(name)[unseen:] for name in (ours, theirs)]
+    ahead = difference(*map(out_of_fold, parts))
+    if not ahead.seeds:
+        return ""
+    points, more = number(abs(ahead.mean), 2), "more" if ahead.mean > 0 else "less"
+    which = f"On the {len(parts[0])} folds that had no say in this, it names" if unseen else "It names"
+    return (
+        f"{which} {points} points {more} of these images rightly than {RECIPES[theirs]} does "
+        rf"(95\,\% interval of the difference {signed(ahead.low)} to {signed(ahead.high)}, "
+        "over images, one network a fold)."
+    )
+
+
+def further(study: Study) -> str:
+    """What recipes reach that go on from the best one, on the split before they are cross-validated, and all averaged
+    that are; "" where none is recorded."""
+    told, split, recipes = [], [], [study.folds("best")]
+    for name, words in CHANGED.items():
+        judged = out_of_fold(study.folds(name))
+        if judged.empty:
+            split.append(_on_the_split(study, name, words))
+            continue
+        (right, n, interval), info = rightly(judged), study.runs(name)[0].info
+        told += [
+            rf"{words(info)}, the same recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images "
+            f"rightly, each by a network that has not seen it ({interval}).",
+            lead(study, name, "best", unseen=True),
+        ]
+        recipes.append(study.folds(name))
+    together = averaged(*recipes) if len(recipes) > 1 else pd.DataFrame()
+    if not together.empty:
+        right, n, interval = rightly(together)
+        told.append(
+            f"With the probabilities of {'both' if len(recipes) == 2 else 'all'} recipes averaged, "
+            rf"{number(100 * right / n, 2)}\,\% are named rightly ({interval})."
+        )
+    return " ".join(filter(None, told + split))
+
+
+def _on_the_split(study: Study, name: str, words: Callable[[dict], str]) -> str:
+    row = study.row(name)
+    if not row or not row["common_seeds"]:
+        return ""
+    reached = number(100 * row["mean"], 2)
+    interval = rf"95\,\% interval {signed(row['low'])} to {signed(row['high'])}, {plural(row['common_seeds'], 'seed')}"
+    return (
+        rf"{words(study.runs(name)[0].info)}, the same recipe reaches {reached}\,\% of the split's "
+        f"{count(row['images'])} validation images, {signed(row['difference'])} points from what it reaches without "
+        f"({interval}); it is not cross-validated yet."
+    )
+
+
+def _magnified(info: dict) -> str:
+    size, crop, macs = info["config"]["pixels"], info["config"]["crop"], number(info["model"]["macs"] / 1e6)
+    return (
+        rf"Magnified, the central {crop} pixels of a photograph as {size} $\times$ {size} ({macs} million operations)"
+    )
+
+
+def _hardy(info: dict) -> str:
+    size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
+    return (
+        rf"Turned by any angle, scaled, stained and blurred a little at {size} $\times$ {size} pixels, which the "
+        f"network halves, and trained for {epochs} epochs"
+    )
+
+
+CHANGED = {"magnified": _magnified, "hardy": _hardy}  # cross-validated recipes that go on from the best one
+
+
+def tried(study: Study, groups: Collection[str] = BEYOND) -> str:
+    """What the rows that the reference's study does not have do to accuracy; of one seed, that they are no result."""
+    rows = [row for name in EXTRA if (row := study.row(name)) and row["group"] in CHANGES & set(groups)]
+    found = [row for row in rows if row["common_seeds"]]
+    told, screens = [], []
+    for base in dict.fromkeys(BASES.get(group, "main") for group in groups):
+        here = start(study, base)
+        rows = [row for row in found if BASES.get(row["group"], "main") == base]
+        judged = [row for row in rows if row["common_seeds"] >= JUDGED]
+        screened = [row for row in rows if row["common_seeds"] < JUDGED]
+        if judged:
+            own = " beyond the reference's own" if base == "main" else ""
+            first = f"Of {plural(len(judged), 'change')} to {here}{own}"
+            told.append(moved(first, judged))
+        if screened:
+            screens.append(_screened(here, sorted(screened, key=lambda row: row["difference"])))
+    if screens:
+        told.append(f"With one seed, which screens and proves nothing, {'; '.join(screens)}.")
+    if told:
+        return " ".join(told)
+    bases = dict.fromkeys(start(study, BASES.get(group, "main")) for group in groups)
+    return f"No change to {', '.join(bases)} beyond the reference's own is measured yet."
+
+
+def start(study: Study, base: str) -> str:
+    """What a group of changes starts from; what is short says how short."""
+    if base == "best_short" and (runs := study.runs(base)):
+        return f"{RECIPES['best']} cut to {runs[0].info['config']['train']['epochs']} epochs"
+    return RECIPES.get(base) or in_sentence(title_of(base))
+
+
+def _screened(what: str, rows: Sequence[dict]) -> str:
+    """Rows of one seed, from the lowest difference to the highest."""
+    ends = [f"{signed(row['difference'])} ({escape(in_sentence(row['title']))})" for row in (rows[0], rows[-1])]
+    if len(rows) == 1:
+        return f"1 change to {what} lies at {ends[0]} points"
+    return f"{len(rows)} changes to {what} lie from {' to '.join(ends)} points"
+
+
+def sharpness(study: Study) -> str:
+    """What it does to turn pictures before they are shrunk, and not after; "" before both can be compared."""
+    after, before = (study.row(name) for name in ("short_free_rotation", "short_halved_rotation"))
+    if not (after.get("common_seeds") and before.get("common_seeds")):
+        return ""
+    what = start(study, "best_short")
+    return (
+        f"Any rotation changes {what} by {signed(after['difference'])} points if pictures are turned at the size at "
+        "which they are seen, which blurs them and no picture that is judged, and by "
+        f"{signed(before['difference'])} if they are shrunk afterwards."
+    )
+
+
+def doubts(study: Study) -> str:
+    """How many labels the best recipe's networks suspect, beside the main one's; "" before both are analysed."""
+    if not {"labels", "labels_best"} <= study.analyses.keys():
+        return ""
+    main, best = (study.analyses[name]["result"] for name in ("labels", "labels_best"))
+    both = len({row["name"] for row in main["suspects"]} & {row["name"] for row in best["suspects"]})
+    few = plural(best["suspected"], "label")
+    told = f"The best recipe's networks suspect {few}, the main recipe's {main['suspected']}, with {both} in common"
+    if 2 * both < main["suspected"]:
+        told += ": most of what looks like a wrong label is a network's own mistake"
+    return f"{told}."
+
+
+def undone(study: Study) -> str:
+    """What reading from each photograph how it was taken gains the best recipe, and the hardy one; "" before that is
+    analysed of the best one."""
+    if "reading_best" not in study.analyses:
+        return ""
+    result = study.analyses["reading_best"]["result"]
+    plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
+    before, after = (answers.kept(result, kind) for kind in ("plain", "undone"))
+    both = [number(100 * kind["sites"]["all"]["accuracy"], 1) for kind in (plain, undone)]
+    goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
+    points = signed(undone["difference"]["points"])
+    told = (
+        "A second network, which taught itself to read from a photograph how it was taken, so that this can be undone, "
+        f"takes the simulated sites where the best recipe keeps {goal} in a hundred of its accuracy from "
+        rf"{before} to {after} of {alone}, and its accuracy where all is changed from {both[0]} to {both[1]}\,\%; "
+        f"unchanged pictures: {points} points ({plural(undone['seeds'], 'seed')})."
+    )
+    if "reading_hardy" in study.analyses:
+        result = study.analyses["reading_hardy"]["result"]
+        hardy = result["experiments"]["undone"]
+        changed, clean = (number(100 * row["accuracy"], 1) for row in (hardy["sites"]["all"], hardy["clean"]))
+        told += (
+            " Trained with any rotation and a little scale, stain and blur, the same network "
+            rf"keeps as much at {answers.kept(result, 'undone')}, and {changed}\,\% where all is changed; {clean}\,\% "
+            "of unchanged pictures are named rightly."
+        )
+    return told

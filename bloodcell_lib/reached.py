@@ -1,0 +1,102 @@
+"""Sentences of what one recipe reaches by itself: its accuracy, its folds, its classes, its mistakes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bloodcell_lib import compare, evaluate
+from bloodcell_lib.cells import TITLES
+from bloodcell_lib.latex import count, join, number, plural
+from bloodcell_lib.numbers import Study
+from bloodcell_lib.plans import RECIPES
+
+
+def headline(study: Study, name: str = "main") -> str:
+    """The accuracy of one of RECIPES."""
+    row = study.row(name)
+    if not row:
+        return f"{RECIPES[name].capitalize()} has not been measured yet."
+    spread = "" if np.isnan(row["std"]) else rf" $\pm$ {number(100 * row['std'], 2)}"
+    return (
+        rf"With {plural(row['seeds'], 'seed')}, {RECIPES[name]} reaches {number(100 * row['mean'], 2)}{spread}\,\% of "
+        rf"{count(row['images'])} validation images (95\,\% interval {number(100 * row['mean_low'], 2)} to "
+        rf"{number(100 * row['mean_high'], 2)}\,\%) in its final epoch."
+    )
+
+
+def best_epoch(study: Study, name: str = "main") -> str:
+    """How much the reference's way of picking an epoch flatters."""
+    row = study.row(name)
+    if not row:
+        return "How much it flatters to report the best epoch, as the reference does, is not measured yet."
+    best, final = 100 * row["best_epoch_mean"], 100 * row["mean"]
+    return (
+        rf"By its best epoch, which is what the reference reports, the model would read {number(best, 2)}\,\%, "
+        f"{number(best - final, 2)} points more than it has when training ends."
+    )
+
+
+def cross_validation(study: Study, name: str = "main") -> str:
+    """The folds, each a split of its own."""
+    parts = study.folds(name)
+    made = sum(map(bool, parts))
+    if not made:
+        return "Stratified five-fold cross-validation is planned and not recorded yet."
+    if made < len(parts):
+        return f"Of the five folds of cross-validation, {made} {'is' if made == 1 else 'are'} recorded."
+    judged = compare.out_of_fold(parts)
+    if judged.empty:
+        return "The five folds of cross-validation have no seed in common."
+    seed = judged.columns[0]
+    scores = [100 * r.info["final_validation_accuracy"] for part in parts for r in part if r.seed == seed]
+    right, n, interval = rightly(judged)
+    return (
+        rf"In stratified five-fold cross-validation, {number(100 * right / n, 2)}\,\% of {count(n)} images are named "
+        rf"rightly by a network that has not seen them ({interval}); "
+        rf"single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
+    )
+
+
+def rightly(judged: pd.DataFrame) -> tuple[int, int, str]:
+    """How many of `compare.out_of_fold`'s images its first seed names rightly, of how many, and Wilson's interval."""
+    right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)
+    low, high = (100 * bound for bound in evaluate.wilson(right, n))
+    return right, n, rf"95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%"
+
+
+def classes(study: Study, name: str = "main") -> str:
+    """The classes with the lowest and highest F1."""
+    pooled = study.pooled_of(name)
+    if pooled is None:
+        return "Scores by class are not measured yet."
+    f1 = evaluate.per_class(pooled.labels, pooled.predicted)["f1"]
+    macro = evaluate.macro_f1(pooled.labels, pooled.predicted)
+    return (
+        f"Macro F1 is {number(macro, 3)}; F1 is lowest for {f1.idxmin().lower()}s ({number(f1.min(), 3)}) and "
+        f"highest for {f1.idxmax().lower()}s ({number(f1.max(), 3)})."
+    )
+
+
+def mistakes(study: Study, name: str = "main") -> str:
+    """The three most frequent confusions."""
+    pooled = study.pooled_of(name)
+    if pooled is None:
+        return "Its mistakes are not counted yet."
+    labels, predicted = pooled.labels, pooled.predicted
+    wrong = int((labels != predicted).sum())
+    if not wrong:
+        return f"It makes no mistake in {count(len(labels))} predictions."
+    top = evaluate.top_confusions(evaluate.confusion(labels, predicted), 3)
+    rows = [
+        f"{_a(true)} read as {_a(said)} ({n})" for true, said, n in zip(top["true"], top["predicted"], top["count"])
+    ]
+    return (
+        f"Of {plural(wrong, 'mistake')} in {count(len(labels))} predictions, the most frequent "
+        f"{'are' if len(rows) > 1 else 'is'} {join(rows)}."
+    )
+
+
+def _a(title: str) -> str:
+    assert title in TITLES
+    return f"{'an' if title[0] in 'AEIOU' else 'a'} {title.lower()}"
