@@ -168,7 +168,7 @@ def by_image(records: Sequence[Record]) -> pd.DataFrame:
     return pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
 
 
-@functools.lru_cache(maxsize=1)  # the same for every row of a study, which is then compared on the same draws
+@functools.lru_cache(maxsize=6)  # the same for all rows of a study with as many seeds and images, so compared alike
 def bootstrap_weights(seeds: int, images: int, resamples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """How often each is drawn when as many are drawn with replacement: float32 (resamples, seeds), (resamples, images).
 
