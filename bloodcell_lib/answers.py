@@ -14,6 +14,7 @@ import numpy as np
 
 from bloodcell_lib.cells import CLASS_MAP, TITLES
 from bloodcell_lib.compare import in_sentence, title_of
+from bloodcell_lib.travel import titles
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
@@ -145,8 +146,9 @@ def travel(result: Analysis) -> str:
         return told
     order = sorted(rivals, key=lambda name: -rivals[name]["sites"]["all"]["accuracy"])
     named = [_rival(name, rivals[name]) for name in order[:NAMED]]
-    if worst := _poor(result, result["experiment"])[:WORST]:
-        told += f" At these, in turn, most is named rightly by {', '.join(_most(site, rivals) for site in worst)}."
+    worst = _poor(result, result["experiment"])[:WORST]
+    if better := [words for site in worst if (words := _better(result, site))]:
+        told += f" More is named rightly by another there: {', '.join(better)}."
     rows = result["experiments"].values()
     enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
     return (
@@ -164,9 +166,13 @@ def _rival(name: str, row: Analysis) -> str:
     )
 
 
-def _most(site: str, rivals: Analysis) -> str:
-    best = max(rivals, key=lambda name: rivals[name]["sites"][site]["accuracy"])
-    return f"{in_sentence(title_of(best))} ({100 * rivals[best]['sites'][site]['accuracy']:.0f} %)"
+def _better(result: Analysis, site: str) -> str:
+    """Who names most rightly at a site; "" if that is the experiment itself."""
+    reached = {name: 100 * row["sites"][site]["accuracy"] for name, row in result["experiments"].items()}
+    best, own = max(reached, key=lambda name: reached[name]), reached[result["experiment"]]
+    if reached[best] == own:
+        return ""
+    return f"{in_sentence(titles(result)[site])}, {in_sentence(title_of(best))} ({reached[best]:.1f} %, not {own:.1f})"
 
 
 def kept(result: Analysis, experiment: str) -> int:
@@ -183,9 +189,9 @@ def _poor(result: Analysis, experiment: str) -> list[str]:
 
 def sites(result: Analysis, experiment: str) -> str:
     """What one of the experiments keeps at other sites."""
-    own, titles, goals = result["experiments"][experiment], result["sites"], result["goals"]
+    own, words, goals = result["experiments"][experiment], titles(result), result["goals"]
     poor, alone, both = _poor(result, experiment), len(own["sites"]) - 1, own["sites"]["all"]
-    named = ", ".join(f"{in_sentence(titles[key])} ({100 * own['sites'][key]['share']:.0f} %)" for key in poor[:WORST])
+    named = ", ".join(f"{in_sentence(words[key])} ({100 * own['sites'][key]['share']:.1f} %)" for key in poor[:WORST])
     return (
         f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
         f"keeps at least {100 * goals['alone']:g} in a hundred at {kept(result, experiment)} of {alone} simulated "
@@ -205,9 +211,9 @@ def reading(result: Analysis) -> str:
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
         f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
-        f"{sites(result, 'undone')} With nothing undone, that is so at {kept(result, 'plain')}, and "
-        f"{100 * plain['sites']['all']['accuracy']:.1f} % are left. Unchanged pictures: {points:+.2f} points "
-        f"({low:+.2f} to {high:+.2f}; {_seeds(undone)})."
+        f"{sites(result, 'undone')} With nothing undone, that is so at {kept(result, 'plain')} (here all "
+        f"changes are to the whole photograph), and {100 * plain['sites']['all']['accuracy']:.1f} % are left. "
+        f"Unchanged pictures: {points:+.2f} points ({low:+.2f} to {high:+.2f}; {_seeds(undone)})."
     )
 
 

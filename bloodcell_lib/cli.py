@@ -242,12 +242,15 @@ def evaluate(
     folder = (paths.RESULTS if published else paths.RUNS) / plans.profile(profile).name
     chosen = [record for record in load_records(folder) if record.experiment == experiment]
     if not chosen:
-        raise BloodcellError(f"No record of {experiment} in {folder}: make one with `bloodcell train {experiment}`.")
+        made = f"`bloodcell train {experiment.split('+')[0]} --profile {profile}`"
+        raise BloodcellError(f"No record of {experiment} in {folder}: make one with {made}.")
     if external is not None:
         _external(chosen, external, mapping, crop, device, skip_bad, published, normalise)
         return
     if mapping or crop is not None or normalise:
         raise BloodcellError("--map, --crop and --normalise are for another site's images: give these with --external.")
+    if not metrics.validated(chosen):
+        raise BloodcellError(f"{experiment} held no image out: evaluate its recipe, which did, in its place.")
     row, pooled = metrics.overview(chosen), metrics.pool(chosen)
     print(f"{experiment}, profile {profile}, {len(chosen)} run(s) on {chosen[0].info['data']['source']}")
     print(
@@ -379,6 +382,8 @@ def publish(
     budget = plans.profile(profile)
     if budget.disposable:
         raise BloodcellError("The demo gives no results: publish cpu or full.")
+    if experiment and not weights:
+        raise BloodcellError("--experiment says whose weights: give it with --weights; records are published all.")
     if weights:
         from bloodcell_lib import export
 

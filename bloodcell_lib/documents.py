@@ -256,9 +256,10 @@ def evaluation(study: Study) -> str:
         return NOTHING
     name = published()
     told = [accuracy(study, name), sentences.source(study), other_budget(study), reached.best_epoch(study, name)]
-    told += [reached.cross_validation(study, name)]
+    told += [reached.cross_validation(study, name), reached.unseen(study, name) if name != "main" else ""]
     below = [reached.classes(study, name), reached.mistakes(study, name), confidence(study, name)]
-    below += [elsewhere(study, name), beyond.undone(study) if name in ("best", "hardy") else ""]
+    found = analysis.of_experiment(study.analyses, name)
+    below += [elsewhere(study, name), answers.answer("reading", found) if "reading" in found else ""]
     return f"{_paragraph(*told)}\n\n{_markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
 
 

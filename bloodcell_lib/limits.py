@@ -18,6 +18,7 @@ from bloodcell_lib.compare import title_of
 from bloodcell_lib.corrupt import CORRUPTIONS, corrupt
 from bloodcell_lib.explain import drawn
 from bloodcell_lib.style import GREY, INK, WIDTH, canvas, styled
+from bloodcell_lib.travel import titles
 from bloodcell_lib.unknown import SCORES
 
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes and markers say the same again.
@@ -110,7 +111,7 @@ def _sites(
     result: dict[str, Any], own: dict[str, Any], title: str, other: dict[str, Any] | None, other_title: str
 ) -> Figure:
     """One network's accuracy at each site with its interval, and another's."""
-    rows = {"clean": "As it is", **result["sites"]}
+    rows = {"clean": "As it is", **titles(result)}
     values, y = {"clean": own["clean"], **own["sites"]}, range(len(rows))
     note = f"{result['images']} validation images, {own['seeds']} seed{'s' * (own['seeds'] > 1)}; bars: 95 % interval"
     figure, ((ax,),) = canvas(0.6 + 0.2 * len(rows), note)

@@ -22,7 +22,7 @@ import torch
 from bloodcell_lib import evaluate, models, paths, plans
 from bloodcell_lib.analysis import load_analyses
 from bloodcell_lib.compare import claims_table, study_table
-from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
+from bloodcell_lib.latex import DASH, count, escape, join, number, plain, signed
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
@@ -203,12 +203,11 @@ def _recipe(study: Study) -> dict[str, str]:
         found[camel(key)] = plain(augment.get(key))
     history = [row for record in study.runs("main") for row in record.info["history"]]
     walls = [record.info["wall_seconds"] for record in study.runs("main")]
-    machine = study.main("machine") or {}
     sizes = [sum(path.stat().st_size for path in _kept(record)) for record in study.runs("main")]
     return found | {
         "RecordKilobytes": count(np.mean(sizes) / 1000 if sizes else None),
         "DeviceName": escape(", ".join(study.devices) or DASH),
-        "TorchVersion": escape(str(machine.get("torch") or DASH)),
+        "TorchVersion": escape(join(list(dict.fromkeys(r.info["machine"]["torch"] for r in study.records))) or DASH),
         "CodeCommit": escape(study.main("commit") or DASH),
         "MainMinutes": number(np.mean(walls) / 60 if walls else None, 1),
         "MainThroughput": count(np.median([row["images_per_second"] for row in history]) if history else None),

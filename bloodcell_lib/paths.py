@@ -23,7 +23,6 @@ FIGURES = ROOT / "figures"
 REPORT = ROOT / "report"
 MANIFEST = ROOT / "data" / "manifest.csv"
 FOLDS_FILE = ROOT / "data" / "folds.csv"
-CLASS_MAP_FILE = ROOT / "data" / "class_map.json"
 
 # The environment may move what a run reads and writes: tests and clusters do.
 RESULTS = from_environment("BLOODCELL_RESULTS", REPORT / "results")

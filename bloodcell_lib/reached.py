@@ -58,6 +58,18 @@ def cross_validation(study: Study, name: str = "main") -> str:
     )
 
 
+def unseen(study: Study, name: str) -> str:
+    """What a recipe of ours reaches on the folds that had no say in it; "" before these are recorded."""
+    judged = compare.out_of_fold(study.folds(name)[1:])
+    if judged.empty:
+        return ""
+    right, n, interval = rightly(judged)
+    return (
+        rf"It was chosen on the split, the first fold; on the others it names {number(100 * right / n, 2)}\,\% of "
+        rf"{count(n)} rightly ({interval})."
+    )
+
+
 def rightly(judged: pd.DataFrame) -> tuple[int, int, str]:
     """How many of `compare.out_of_fold`'s images its first seed names rightly, of how many, and Wilson's interval."""
     right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)

@@ -53,7 +53,7 @@ def rivals(experiment: str) -> tuple[str, ...]:
 
     changes = plans.variants(experiment, "robustness", "confirmed")
     remedies = [name for name in changes if trained(name) == trained(experiment)]
-    return tuple(remedies) or (("best",) if experiment == "main" else ("main",))
+    return tuple(remedies) or tuple(name for name in ("main", "best") if name != experiment)
 
 
 def spread(cells: CellImages, most: int) -> CellImages:

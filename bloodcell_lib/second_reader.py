@@ -52,7 +52,8 @@ def pairs(study: Study) -> pd.DataFrame:
     answer = wrong.iloc[:, 0]
     same = wrong.iloc[:, 1:].eq(answer, axis=0).rename(columns=RECIPES)
     same.insert(0, "mistakes", 1)
-    same["all agree"] = agreed(wrong)
+    if wrong.shape[1] > 1:
+        same["all agree"] = agreed(wrong)
     sides = {"label": wrong.index.get_level_values("label"), "called": answer}
     by = [pd.Index([TITLES[k] for k in ids], name=side) for side, ids in sides.items()]
     return same.groupby(by).sum().sort_values("mistakes", ascending=False, kind="stable")

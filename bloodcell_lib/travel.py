@@ -1,8 +1,10 @@
 """Other laboratories, simulated: the photographs of the held-out cells as another site would have taken them.
 
-Unlike `corrupt`, which changes what a network is given, a site changes the whole photograph before it is cropped: a
-smaller magnification then shows more of the smear, and a smaller camera less of it. Augmentations of like kind practise
-for some of these changes: what they gain here says what practice can give, not what another laboratory will.
+Unlike `corrupt`, which changes what a network is given, a site's magnification and field change what is photographed:
+a smaller magnification shows more of the smear, and a smaller camera less of it. Dyes, light, blur and JPEG then change
+what the network would see of that; `reading`, which has to see whole photographs, has them change these. Augmentations
+of like kind practise for some of these changes: what they gain here says what practice can give, not what another
+laboratory will.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ class Site:
 
 
 SITES = {
-    "half": Site("Half the magnification", zoom=(0.5, 0.5)),
-    "less": Site("Three quarters of it", zoom=(0.75, 0.75)),
-    "more": Site("One and a half times", zoom=(1.5, 1.5)),
-    "twice": Site("Twice", zoom=(2.0, 2.0)),
-    "thrice": Site("Three times", zoom=(3.0, 3.0)),
+    "half": Site("Half as large", zoom=(0.5, 0.5)),
+    "less": Site("Three quarters as large", zoom=(0.75, 0.75)),
+    "more": Site("One and a half times as large", zoom=(1.5, 1.5)),
+    "twice": Site("Twice as large", zoom=(2.0, 2.0)),
+    "thrice": Site("Three times as large", zoom=(3.0, 3.0)),
     "field": Site("A small camera field", field=0.5),
     "tint": Site("Another white balance", tint=0.15),
     "stain": Site("Another strength of stain", stain=0.4),
@@ -78,6 +80,11 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "goals": {"alone": ALONE, "together": TOGETHER},
         "experiments": {name: judged(own, right[subject.experiment]) for name, own in right.items()},
     }
+
+
+def titles(result: dict[str, Any]) -> dict[str, str]:
+    """What an analysis' sites are called today, by key."""
+    return {key: SITES[key].title if key in SITES else recorded for key, recorded in result["sites"].items()}
 
 
 def beside(experiment: str) -> list[str]:

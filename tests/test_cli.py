@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_records import write_records
 
 from bloodcell_lib import synthetic
 
@@ -210,10 +211,14 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("study --seeds 0,-1", "--seeds 0,-1 is no list"),
         ("study --workers 0", "'--workers'"),
         ("evaluate --experiment nope", "Unknown experiment 'nope'"),
-        ("evaluate", "No record of main in .*: make one with `bloodcell train main`"),
-        ("evaluate --experiment main+epochs=1", r"No record of main\+epochs=1"),
+        ("evaluate", "No record of main in .*: make one with `bloodcell train main --profile demo`"),
+        (
+            "evaluate --experiment main+epochs=1",
+            r"No record of main\+epochs=1 .* `bloodcell train main --profile demo`",
+        ),
         ("publish --profile demo", "The demo gives no results"),
         ("publish", "No records in"),
+        ("publish --experiment best", "--experiment says whose weights: give it with --weights"),
         (
             "publish --weights",
             "No run in .*hardy_final.seed0: make it with `bloodcell train hardy_final --profile cpu`",
@@ -323,6 +328,13 @@ def test_an_audit_prints_all_whatever_the_files_are_called(shell: Shell, mine: P
 
 
 # Training
+
+
+def test_a_run_that_held_no_image_out_is_not_evaluated(shell: Shell) -> None:
+    write_records(shell.home / "runs" / "cpu", ["final"], seeds=(0,))
+    shell("evaluate", "--profile", "cpu", "--experiment", "final").refused(
+        "final held no image out: evaluate its recipe"
+    )
 
 
 def test_a_run_is_recorded_once_and_read_again(shell: Shell, cells: Path, mine: Path) -> None:

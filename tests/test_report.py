@@ -318,7 +318,7 @@ def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_wi
     write_records(tmp_path, FOLDS["hardy"][:4], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     row = study.row("hardy")
-    split = rf"the same recipe reaches {100 * row['mean']:.2f}\,\% of the split's 640 validation images, "
+    split = rf"the best recipe reaches {100 * row['mean']:.2f}\,\% of the split's 640 validation images, "
     assert f"{split}{latex.signed(row['difference'])} points" in beyond.further(study)
     write_records(tmp_path, FOLDS["hardy"][4:], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")

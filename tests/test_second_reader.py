@@ -89,7 +89,7 @@ def test_one_reader_is_told_as_one_and_none_not_at_all(tmp_path):
     told = second_reader.sentence(study(tmp_path / "two", "best", "main"))
     assert "the main recipe to " in told and "all to" not in told
     alone = study(tmp_path / "one", "best")
-    assert second_reader.sentence(alone) == "" and list(second_reader.pairs(alone).columns) == ["mistakes", "all agree"]
+    assert second_reader.sentence(alone) == "" and list(second_reader.pairs(alone).columns) == ["mistakes"]
     nothing = Study.of([], "cpu")
     assert second_reader.sentence(nothing) == "" and second_reader.pairs(nothing).empty
 
