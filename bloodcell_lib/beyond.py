@@ -75,10 +75,15 @@ def lead(study: Study, ours: str = "best", theirs: str = "main", unseen: bool = 
     if not ahead.seeds:
         return ""
     points, more = number(abs(ahead.mean), 2), "more" if ahead.mean > 0 else "less"
-    which = f"On the {len(parts[0])} folds that had no say in this, it names" if unseen else "It names"
+    between = f"{signed(ahead.low)} to {signed(ahead.high)}"
+    if unseen:
+        return (
+            f"On the {len(parts[0])} folds that had no say in this, that is {points} points {more} than "
+            rf"{RECIPES[theirs]} does (95\,\% interval {between})."
+        )
     return (
-        f"{which} {points} points {more} of these images rightly than {RECIPES[theirs]} does "
-        rf"(95\,\% interval of the difference {signed(ahead.low)} to {signed(ahead.high)}, "
+        f"It names {points} points {more} of these images rightly than {RECIPES[theirs]} does "
+        rf"(95\,\% interval of the difference {between}, "
         "over images, one network a fold)."
     )
 
@@ -95,7 +100,7 @@ def further(study: Study) -> str:
         (right, n, interval), info = rightly(judged), study.runs(name)[0].info
         told += [
             rf"{words(info)}, the best recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images "
-            f"rightly, each by a network that has not seen it ({interval}).",
+            f"rightly ({interval}).",
             lead(study, name, "best", unseen=True),
         ]
         recipes.append(study.folds(name))
