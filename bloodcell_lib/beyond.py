@@ -78,8 +78,8 @@ def lead(study: Study, ours: str = "best", theirs: str = "main", unseen: bool = 
     between = f"{signed(ahead.low)} to {signed(ahead.high)}"
     if unseen:
         return (
-            f"On the {len(parts[0])} folds that had no say in this, that is {points} points {more} than "
-            rf"{RECIPES[theirs]} does (95\,\% interval {between})."
+            f"On the {len(parts[0])} folds that had no say in this, it names {points} points {more} than "
+            rf"{RECIPES[theirs]} as it was (95\,\% interval {between})."
         )
     return (
         f"It names {points} points {more} of these images rightly than {RECIPES[theirs]} does "

@@ -336,7 +336,7 @@ def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_wi
         assert rf"names {rightly(name):.2f}\,\% of the 3,200 images rightly" in three
         ahead = rightly(name, unseen=True) - rightly("best", unseen=True)
         more = "more" if ahead > 0 else "less"
-        assert f"no say in this, that is {abs(ahead):.2f} points {more} than the best recipe does" in three
+        assert f"no say in this, it names {abs(ahead):.2f} points {more} than the best recipe as it was" in three
     both, every = rightly("best", "magnified"), rightly(*given)
     assert rf"With the probabilities of both recipes averaged, {both:.2f}\,\% are named rightly" in two
     assert rf"With the probabilities of all recipes averaged, {every:.2f}\,\% are named rightly" in three
