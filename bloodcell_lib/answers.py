@@ -77,7 +77,10 @@ def averaging(result: Analysis) -> str:
     if both["seeds"] > 1:
         row = both["tta"]["ensemble"]
         told += f", and {both['seeds']} seeds averaged as well on {100 * row['accuracy']:.1f} % ({_interval(row)})"
-    return f"{told}."
+    if result["images"] == both["images"]:
+        return f"{told}."
+    alone, turned = (100 * result[key]["before"]["accuracy"] for key in ("plain", "tta"))
+    return f"{told}. Of all {result['images']:,}, by networks that had not seen them: {alone:.2f} % and {turned:.2f} %."
 
 
 def painting(result: Analysis) -> str:

@@ -8,7 +8,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, cli, experiments, paths, records, trust
+from bloodcell_lib import analysis, answers, cli, experiments, paths, records, trust
 from bloodcell_lib.errors import BloodcellError
 
 
@@ -64,6 +64,10 @@ def test_an_analysis_is_recorded_and_published(subject, monkeypatch, tmp_path):
         assert judged["after"]["nll"] <= judged["before"]["nll"] + 0.05
         assert judged["coverage"]["coverage"][-1] == 1 and set(judged["sets"]) == {"0.95", "0.99"}
         assert sum(judged["before"]["bins"]["n"]) == 96
+    shares = [100 * result[kind]["before"]["accuracy"] for kind in ("plain", "tta")]
+    assert result["averaging"]["images"] < 96  # the split alone, beside the folds
+    ended = f"Of all 96, by networks that had not seen them: {shares[0]:.2f} % and {shares[1]:.2f} %."
+    assert answers.averaging(result).endswith(ended)
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(paths, "RUNS", subject.runs)
     new = records.publish("demo")
