@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -69,22 +69,16 @@ def shot_noise(x: Tensor, level: float, lot: Lot) -> Tensor:
 
 
 def jpeg(x: Tensor, level: float, lot: Lot, camera: int = CAMERA) -> Tensor:
-    """Stored by the camera, of so many pixels a side, as JPEG of quality `level`."""
-    return stored(x, [int(level)] * len(x), camera)
+    """Stored by the camera, of so many pixels a side, as JPEG of quality `level`, and read again."""
 
-
-def stored(x: Tensor, qualities: Sequence[int], pixels: int) -> Tensor:
-    """Pictures, float (B, 3, H, W) in [0, 1], as they come back from JPEG files of so many pixels a side, each of its
-    own quality."""
-
-    def one(values: np.ndarray, quality: int) -> np.ndarray:
-        picture, file = Image.fromarray(values), io.BytesIO()
-        picture.resize((pixels, pixels), Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+    def stored(pixels: np.ndarray) -> np.ndarray:
+        picture, file = Image.fromarray(pixels), io.BytesIO()
+        picture.resize((camera, camera), Image.Resampling.BICUBIC).save(file, "JPEG", quality=int(level))
         return np.asarray(Image.open(file).resize(picture.size, Image.Resampling.BILINEAR))
 
     whole = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it works
-        read = np.stack(list(pool.map(one, whole, qualities)))
+        read = np.stack(list(pool.map(stored, whole)))
     return torch.from_numpy(read).permute(0, 3, 1, 2).to(x.device) / 255
 
 
