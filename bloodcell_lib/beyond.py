@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 import pandas as pd
 
 from bloodcell_lib import answers
-from bloodcell_lib.compare import BEYOND, averaged, difference, in_sentence, out_of_fold, title_of
+from bloodcell_lib.compare import BEYOND, Difference, averaged, difference, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import count, escape, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, RECIPES
-from bloodcell_lib.reached import cross_validation, headline, rightly, unseen
+from bloodcell_lib.plans import BASES, EXTRA, RECIPES
+from bloodcell_lib.reached import cross_validation, foremost, headline, rightly, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
 NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18"}
@@ -51,41 +51,49 @@ def _network(info: dict) -> str:
 
 
 def best_in_short(study: Study) -> str:
-    """The published recipe's accuracy out of fold, else the best one's, for the abstract; "" before either is
-    cross-validated."""
-    name = next((name for name in (CHOSEN, "best") if not out_of_fold(study.folds(name)).empty), None)
+    """The accuracy out of fold of `foremost`, for the abstract; "" before there is one."""
+    name = foremost(study)
     if not name:
         return ""
-    info, (right, n, interval) = study.runs(name)[0].info, rightly(out_of_fold(study.folds(name)))
+    info, (share, images, interval) = study.runs(name)[0].info, rightly(out_of_fold(study.folds(name)))
     size, epochs = number(info["model"]["parameters"] / 1e6, 2), info["config"]["train"]["epochs"]
     return (
-        f"A recipe of ours, for {_network(info)} of {size} million parameters and {epochs} epochs, names "
-        rf"{number(100 * right / n, 2)}\,\% of all {count(n)} labelled images rightly, each by a network that had not "
-        f"seen it ({interval}); it was chosen on a fifth of them."
+        f"A recipe of ours, for {_network(info)} of {size} million parameters and {epochs} epochs, names {share} of "
+        f"all {images} labelled images rightly, each by a network that had not seen it ({interval}); it was chosen on "
+        "a fifth of them."
     )
 
 
-def lead(study: Study, ours: str = "best", theirs: str = "main", unseen: bool = False) -> str:
-    """By how much one recipe is ahead of another, out of fold; "" before both are cross-validated.
-
-    unseen: on the folds alone that had no say in what our recipe is, all but the split.
-    """
-    parts = [study.folds(name)[unseen:] for name in (ours, theirs)]
-    ahead = difference(*map(out_of_fold, parts))
+def lead(study: Study) -> str:
+    """By how much the best recipe is ahead of the main one, out of fold; "" before both are cross-validated."""
+    ahead = difference(*(out_of_fold(study.folds(name)) for name in ("best", "main")))
     if not ahead.seeds:
         return ""
-    points, more = number(abs(ahead.mean), 2), "more" if ahead.mean > 0 else "less"
-    between = f"{signed(ahead.low)} to {signed(ahead.high)}"
-    if unseen:
-        return (
-            f"On the {len(parts[0])} folds that had no say in this, it names {points} points {more} than "
-            rf"{RECIPES[theirs]} as it was (95\,\% interval {between})."
-        )
     return (
-        f"It names {points} points {more} of these images rightly than {RECIPES[theirs]} does "
-        rf"(95\,\% interval of the difference {between}, "
-        "over images, one network a fold)."
+        rf"It names {_points(ahead)} of these images rightly than {RECIPES['main']} does (95\,\% interval of the "
+        f"difference {_between(ahead)}, over images, one network a fold)."
     )
+
+
+def gain(study: Study, name: str) -> str:
+    """By how much a recipe that goes on from the best one is ahead of it, on the folds that had no say in what it is,
+    all but the split; "" before both are cross-validated."""
+    ours, theirs = (study.folds(one)[1:] for one in (name, "best"))
+    ahead = difference(out_of_fold(ours), out_of_fold(theirs))
+    if not ahead.seeds:
+        return ""
+    return (
+        f"On the {len(ours)} folds that had no say in this, it names {_points(ahead)} than {RECIPES['best']} as it was "
+        rf"(95\,\% interval {_between(ahead)})."
+    )
+
+
+def _points(ahead: Difference) -> str:
+    return f"{number(abs(ahead.mean), 2)} points {'more' if ahead.mean > 0 else 'less'}"
+
+
+def _between(ahead: Difference) -> str:
+    return f"{signed(ahead.low)} to {signed(ahead.high)}"
 
 
 def further(study: Study) -> str:
@@ -97,20 +105,17 @@ def further(study: Study) -> str:
         if judged.empty:
             split.append(_on_the_split(study, name, words))
             continue
-        (right, n, interval), info = rightly(judged), study.runs(name)[0].info
+        (share, images, interval), info = rightly(judged), study.runs(name)[0].info
         told += [
-            rf"{words(info)}, the best recipe names {number(100 * right / n, 2)}\,\% of the {count(n)} images "
-            f"rightly ({interval}).",
-            lead(study, name, "best", unseen=True),
+            f"{words(info)}, the best recipe names {share} of the {images} images rightly ({interval}).",
+            gain(study, name),
         ]
         recipes.append(study.folds(name))
     together = averaged(*recipes) if len(recipes) > 1 else pd.DataFrame()
     if not together.empty:
-        right, n, interval = rightly(together)
-        told.append(
-            f"With the probabilities of {'both' if len(recipes) == 2 else 'all'} recipes averaged, "
-            rf"{number(100 * right / n, 2)}\,\% are named rightly ({interval})."
-        )
+        share, _, interval = rightly(together)
+        both = "both" if len(recipes) == 2 else "all"
+        told.append(f"With the probabilities of {both} recipes averaged, {share} are named rightly ({interval}).")
     return " ".join(filter(None, told + split))
 
 

@@ -172,9 +172,8 @@ def accuracy(study: Study, name: str = "main") -> str:
 
 def provenance(study: Study) -> str:
     """What the runs were made with."""
-    versions = dict.fromkeys(record.info["machine"]["torch"] for record in study.records)
     commits = dict.fromkeys(str(record.info["commit"]) for record in study.records)
-    return f"Made with PyTorch {' and '.join(versions)}, at commit {', '.join(commits)}."
+    return f"Made with PyTorch {' and '.join(study.versions)}, at commit {', '.join(commits)}."
 
 
 def other_budget(study: Study) -> str:

@@ -117,6 +117,11 @@ class Study:
         )
 
     @property
+    def versions(self) -> list[str]:
+        """With which versions of PyTorch."""
+        return list(dict.fromkeys(record.info["machine"]["torch"] for record in self.records))
+
+    @property
     def budget(self) -> Profile:
         """The profile's own settings, which say what is planned where nothing is recorded."""
         return plans.profile(self.profile)
@@ -207,7 +212,7 @@ def _recipe(study: Study) -> dict[str, str]:
     return found | {
         "RecordKilobytes": count(np.mean(sizes) / 1000 if sizes else None),
         "DeviceName": escape(", ".join(study.devices) or DASH),
-        "TorchVersion": escape(join(list(dict.fromkeys(r.info["machine"]["torch"] for r in study.records))) or DASH),
+        "TorchVersion": escape(join(study.versions) or DASH),
         "CodeCommit": escape(study.main("commit") or DASH),
         "MainMinutes": number(np.mean(walls) / 60 if walls else None, 1),
         "MainThroughput": count(np.median([row["images_per_second"] for row in history]) if history else None),

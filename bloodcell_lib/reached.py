@@ -9,7 +9,7 @@ from bloodcell_lib import compare, evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import RECIPES
+from bloodcell_lib.plans import CHOSEN, RECIPES
 
 
 def headline(study: Study, name: str = "main") -> str:
@@ -50,10 +50,10 @@ def cross_validation(study: Study, name: str = "main") -> str:
         return "The five folds of cross-validation have no seed in common."
     seed = judged.columns[0]
     scores = [100 * r.info["final_validation_accuracy"] for part in parts for r in part if r.seed == seed]
-    right, n, interval = rightly(judged)
+    share, images, interval = rightly(judged)
     return (
-        rf"In stratified five-fold cross-validation, {number(100 * right / n, 2)}\,\% of {count(n)} images are named "
-        rf"rightly by a network that has not seen them ({interval}); "
+        f"In stratified five-fold cross-validation, {share} of {images} images are named rightly by a network that has "
+        f"not seen them ({interval}); "
         rf"single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
     )
 
@@ -63,18 +63,22 @@ def unseen(study: Study, name: str) -> str:
     judged = compare.out_of_fold(study.folds(name)[1:])
     if judged.empty:
         return ""
-    right, n, interval = rightly(judged)
+    share, images, interval = rightly(judged)
     return (
-        rf"It was chosen on the split, the first fold; on the others it names {number(100 * right / n, 2)}\,\% of "
-        rf"{count(n)} rightly ({interval})."
+        f"It was chosen on the split, the first fold; on the others it names {share} of {images} rightly ({interval})."
     )
 
 
-def rightly(judged: pd.DataFrame) -> tuple[int, int, str]:
-    """How many of `compare.out_of_fold`'s images its first seed names rightly, of how many, and Wilson's interval."""
+def foremost(study: Study) -> str | None:
+    """The recipe that speaks for all of ours: the published one, or the best one before that is cross-validated."""
+    return next((name for name in (CHOSEN, "best") if not compare.out_of_fold(study.folds(name)).empty), None)
+
+
+def rightly(judged: pd.DataFrame) -> tuple[str, str, str]:
+    """The share of `compare.out_of_fold`'s images that its first seed names rightly, of how many, Wilson's interval."""
     right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)
     low, high = (100 * bound for bound in evaluate.wilson(right, n))
-    return right, n, rf"95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%"
+    return rf"{number(100 * right / n, 2)}\,\%", count(n), rf"95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%"
 
 
 def classes(study: Study, name: str = "main") -> str:

@@ -1,6 +1,6 @@
 """A second reader: what networks of other recipes say of the images that the networks of one recipe name wrongly.
 
-That recipe is the published one, or the best one before the other is cross-validated.
+That recipe is `reached.foremost`.
 
 Each network judges only images that it was not trained on. Where recipes of another architecture, size or length all
 contradict a label in the same way, it is wrong, or the cell looks like another type, or all have learnt the same
@@ -15,19 +15,18 @@ from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import out_of_fold
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import CHOSEN, RECIPES
-
-FIRST = (CHOSEN, "best")  # whose mistakes are read: of the first that is cross-validated
+from bloodcell_lib.plans import RECIPES
+from bloodcell_lib.reached import foremost
 
 
 def calls(study: Study) -> pd.DataFrame:
     """What each cross-validated recipe calls each image: int (n, recipes), by (label, name); first comes the one whose
-    mistakes are read. Of one seed; empty before one of FIRST is cross-validated.
+    mistakes are read. Of one seed; empty before there is one.
     """
-    found = {name: frame for name in RECIPES if not (frame := out_of_fold(study.folds(name))).empty}
-    first = next((name for name in FIRST if name in found), None)
+    first = foremost(study)
     if not first:
         return pd.DataFrame()
+    found = {name: frame for name in RECIPES if not (frame := out_of_fold(study.folds(name))).empty}
     seed = found[first].columns[0]
     called = {name: frame[seed] for name, frame in {first: found[first], **found}.items() if seed in frame.columns}
     return pd.concat(called, axis=1, join="inner")
@@ -45,7 +44,7 @@ def agreed(wrong: pd.DataFrame) -> pd.Series:
 
 def pairs(study: Study) -> pd.DataFrame:
     """The first recipe's mistakes by label and answer, the most frequent first: how many, to how many of them each
-    other recipe gives the same answer, and to how many all do. Empty before one of FIRST is cross-validated."""
+    other recipe gives the same answer, and to how many all do. Empty before there is a first."""
     wrong = mistakes(calls(study))
     if wrong.empty:
         return pd.DataFrame()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bloodcell_lib import beyond, reached, second_reader, verdicts
 from bloodcell_lib.compare import AGREES, DIFFERS
+from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.latex import count, escape, join, plural
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
 from bloodcell_lib.plans import EXTRA, STUDY
@@ -83,7 +84,7 @@ def source(study: Study) -> str:
     data = study.main("data")
     if not data or data["course"]:
         return ""
-    if data["source"] == "synthetic cells":
+    if data["source"] == SYNTHETIC:
         return (
             "The runs reported here used the synthetic cells that the project draws for demonstration, not "
             "photographs: their numbers say nothing about blood."
