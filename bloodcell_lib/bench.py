@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 
-from bloodcell_lib import bench_data, bench_train, experiments, machine, paths, plans, synthetic
+from bloodcell_lib import bench_data, bench_train, drawn_folder, experiments, machine, paths, plans
 from bloodcell_lib.bench_train import MAIN, Say
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
@@ -144,7 +144,7 @@ def drawn(files: int, say: Say) -> Iterator[Path]:
     """A folder of drawn cells as large as real ones, 360 x 363 pixels, so that anybody can repeat the comparison."""
     say(f"drawing {files} cells")
     with tempfile.TemporaryDirectory(prefix="bloodcell-bench-") as home:
-        yield synthetic.write(Path(home) / "cells", per_class=max(1, files // len(NAMES)), test=0)
+        yield drawn_folder.write(Path(home) / "cells", per_class=max(1, files // len(NAMES)), test=0)
 
 
 def device_name(given: str | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bloodcell_lib import data, decode, export, models, predict, synthetic
+from bloodcell_lib import data, decode, drawn_folder, export, models, predict
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.bench_train import MAIN, Say, random_cells
 from bloodcell_lib.cells import NAMES
@@ -274,7 +274,7 @@ def growth(sizes: tuple[int, ...], pixels: int, device: str, say: Say) -> list[C
     done = []
     with tempfile.TemporaryDirectory(prefix="bloodcell-bench-") as home:
         per_class = min(DRAWN, -(-sizes[0] // len(NAMES)))
-        drawn = synthetic.write(Path(home) / "drawn", per_class, test=0)
+        drawn = drawn_folder.write(Path(home) / "drawn", per_class, test=0)
         folders = {}
         for size in sizes:
             say(f"growth: writing {size:,} files")

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bloodcell_lib import data, machine, models, noise, paths, synthetic
+from bloodcell_lib import data, drawn_folder, machine, models, noise, paths
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.cells import CLASS_MAP
 from bloodcell_lib.data import CellImages
@@ -94,7 +94,7 @@ def image_folder(given: Path | None, profile_name: str) -> Path:
             f"Profile {profile_name} needs real images: give --data FOLDER, "
             "or fetch them with `bloodcell data fetch course`."
         )
-    return synthetic.write(paths.RUNS / "demo" / "synthetic", per_class=60, test=40)
+    return drawn_folder.write(paths.RUNS / "demo" / "synthetic", per_class=60, test=40)
 
 
 def load_images(

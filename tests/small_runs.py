@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bloodcell_lib import analysis, experiments, paths, plans, synthetic
+from bloodcell_lib import analysis, drawn_folder, experiments, paths, plans
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.plans import Profile
 
@@ -23,7 +23,7 @@ def trained(
 ) -> Iterator[analysis.Subject]:
     """The runs (experiment, seed) on drawn cells, two epochs each, below `home`; meanwhile `demo` is `TINY`, and the
     images are what BLOODCELL_DATA names."""
-    folder = synthetic.write(home / "images", per_class=per_class, test=4)
+    folder = drawn_folder.write(home / "images", per_class=per_class, test=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plans.PROFILES, "demo", replace(TINY, pixels=pixels))
         patch.setattr(paths, "CACHE", home / "cache")

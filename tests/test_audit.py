@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bloodcell_lib import audit, data, paths, synthetic
+from bloodcell_lib import audit, data, drawn_folder, paths
 from bloodcell_lib.cells import CELL_TYPES, NAMES, prefix
 from bloodcell_lib.errors import BloodcellError
 
@@ -23,7 +23,7 @@ REAL = Path(os.environ.get("BLOODCELL_DATA") or "/nowhere")
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four cells of each class and three to test."""
-    return synthetic.write(tmp_path_factory.mktemp("audit") / "drawn", per_class=4, test=3, workers=1)
+    return drawn_folder.write(tmp_path_factory.mktemp("audit") / "drawn", per_class=4, test=3, workers=1)
 
 
 @pytest.fixture

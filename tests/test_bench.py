@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bloodcell_lib import bench, bench_data, bench_loaders, bench_train, data, paths, synthetic
+from bloodcell_lib import bench, bench_data, bench_loaders, bench_train, data, drawn_folder, paths
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.bench_train import Switches
 from bloodcell_lib.errors import BloodcellError
@@ -134,7 +134,7 @@ def test_a_lap_of_training_is_one_epoch(saves):
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory) -> Path:
-    return synthetic.write(tmp_path_factory.mktemp("bench") / "cells", per_class=2, test=0)
+    return drawn_folder.write(tmp_path_factory.mktemp("bench") / "cells", per_class=2, test=0)
 
 
 def test_torchvisions_pipeline_gives_each_file_once_augmented(cells):

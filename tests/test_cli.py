@@ -21,7 +21,7 @@ import pytest
 import torch
 from fake_records import write_records
 
-from bloodcell_lib import synthetic
+from bloodcell_lib import drawn_folder
 
 COMMAND = [sys.executable, "-m", "bloodcell_lib.cli"]
 LIMIT = 120  # seconds: nothing here takes a tenth of it
@@ -111,7 +111,7 @@ class Shell:
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight drawn cells of each class."""
-    return synthetic.write(tmp_path_factory.mktemp("cli") / "cells", per_class=8, test=2, workers=1)
+    return drawn_folder.write(tmp_path_factory.mktemp("cli") / "cells", per_class=8, test=2, workers=1)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from fake_records import write_records
 from safetensors.torch import load_file
 
-from bloodcell_lib import experiments, models, paths, plans, records, synthetic
+from bloodcell_lib import drawn_folder, experiments, models, paths, plans, records
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -33,7 +33,7 @@ processes.set_forkserver_preload(["bloodcell_lib.experiments"])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return synthetic.write(tmp_path_factory.mktemp("drawn") / "cells", per_class=5, test=0)
+    return drawn_folder.write(tmp_path_factory.mktemp("drawn") / "cells", per_class=5, test=0)
 
 
 @pytest.fixture(scope="module")

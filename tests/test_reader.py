@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bloodcell_lib import cli, paths, reader, synthetic
+from bloodcell_lib import cli, drawn_folder, paths, reader, synthetic
 from bloodcell_lib import predict as labels
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -139,7 +139,7 @@ def test_the_command_teaches_and_publishes_none_of_drawn_cells(tmp_path, monkeyp
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(paths, "WEIGHTS", tmp_path / "weights")
-    folder = str(synthetic.write(tmp_path / "images", per_class=5, test=2))
+    folder = str(drawn_folder.write(tmp_path / "images", per_class=5, test=2))
 
     def command(*arguments: str) -> None:
         cli.app(["reader", "--data", folder, "--device", "cpu", *arguments], standalone_mode=False)

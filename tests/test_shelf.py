@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import paths, shelf, synthetic
+from bloodcell_lib import drawn_folder, paths, shelf
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.records import load_records
 
@@ -75,7 +75,7 @@ def test_images_are_given_only_where_they_are_the_records(places):
     (record,) = shelf.find("published", "demo").main()
     assert shelf.images_of(record) is None
     assert not (places / "runs").exists() and not (places / "cache").exists(), "nothing is drawn to no purpose"
-    drawn = synthetic.write(places / "drawn", per_class=2, test=0)
+    drawn = drawn_folder.write(places / "drawn", per_class=2, test=0)
     assert shelf.images_of(record, str(drawn)) is None
     cells = shelf.experiments.load_images("cpu", drawn, progress=False)
     path = record.folder / "record.json"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bloodcell_lib import experiments, paths, plans, study, synthetic
+from bloodcell_lib import drawn_folder, experiments, paths, plans, study
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.plans import EXPERIMENTS, STUDY
@@ -47,7 +47,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return synthetic.write(tmp_path_factory.mktemp("drawn") / "cells", per_class=5, test=0)
+    return drawn_folder.write(tmp_path_factory.mktemp("drawn") / "cells", per_class=5, test=0)
 
 
 def tasks(results: Path, names=(LITE,), seeds=(0, 1), epochs: int = 1) -> list[Task]:

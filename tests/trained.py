@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from bloodcell_lib import data, experiments, export, models, paths, synthetic
+from bloodcell_lib import data, drawn_folder, experiments, export, models, paths
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import Classifier, ModelConfig
 
@@ -24,7 +24,7 @@ def publish(home: Path) -> None:
 
 
 def make(home: Path) -> Path:
-    folder = synthetic.write(home / "cells", per_class=8, test=8, workers=1)
+    folder = drawn_folder.write(home / "cells", per_class=8, test=8, workers=1)
     (folder / "synthetic.json").unlink()
     cells = replace(experiments.load_images("cpu", folder), source="course images")  # those of drawn cells are refused
     task = Task("final", 0, "cpu", home / "runs", changes=(("epochs", 1), ("batch_size", 16)), progress=False)
