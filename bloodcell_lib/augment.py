@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bloodcell_lib.jpeg import FINEST, stored
 from bloodcell_lib.stain import scale_stains
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as in torchvision
@@ -30,7 +31,8 @@ class AugmentConfig:
     saturation: factors from 1 - x to 1 + x. hue: share of a full turn, to either side. blur: largest sigma of a
     Gaussian in pixels, from 0. turns: by 0 to 3 quarters, each as likely, which with flips makes the eight
     symmetries of the square. stain: the densities of haematoxylin and eosin, each times a factor from 1 - x to 1 + x
-    (Tellez et al. 2018). tint: each colour channel times a factor of its own, as another white balance does.
+    (Tellez et al. 2018). tint: each colour channel times a factor of its own, as another white balance does. jpeg:
+    lowest quality of a JPEG file that about every second picture has been through, at half its pixels or more.
     """
 
     flips: bool = True
@@ -45,6 +47,7 @@ class AugmentConfig:
     stain: float = 0.0
     turns: bool = False
     tint: float = 0.0
+    jpeg: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -102,6 +105,11 @@ class Augment:
             x = recolour(x, brightness, contrast, saturation, hue)
         if c.blur:
             x = blur(x, sigma, c.blur)
+        if c.jpeg:
+            some = uniform(0, 1) < 0.5
+            quality, camera = uniform(c.jpeg, FINEST), uniform(0.5, 1) * x.shape[-1]
+            if some.any():
+                x[some] = stored(x[some], quality[some], camera[some])
         return x
 
 

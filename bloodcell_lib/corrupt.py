@@ -8,20 +8,17 @@ way (brighter or darker), each draws its own.
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bloodcell_lib import augment
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.jpeg import stored
 from bloodcell_lib.stain import scale_stains
 
 CAMERA = 224  # pixels of a side: the size of the full profile
@@ -70,16 +67,7 @@ def shot_noise(x: Tensor, level: float, lot: Lot) -> Tensor:
 
 def jpeg(x: Tensor, level: float, lot: Lot, camera: int = CAMERA) -> Tensor:
     """Stored by the camera, of so many pixels a side, as JPEG of quality `level`, and read again."""
-
-    def stored(pixels: np.ndarray) -> np.ndarray:
-        picture, file = Image.fromarray(pixels), io.BytesIO()
-        picture.resize((camera, camera), Image.Resampling.BICUBIC).save(file, "JPEG", quality=int(level))
-        return np.asarray(Image.open(file).resize(picture.size, Image.Resampling.BILINEAR))
-
-    whole = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it works
-        read = np.stack(list(pool.map(stored, whole)))
-    return torch.from_numpy(read).permute(0, 3, 1, 2).to(x.device) / 255
+    return stored(x, torch.full((len(x),), level), torch.full((len(x),), camera))
 
 
 def brightness(x: Tensor, level: float, lot: Lot) -> Tensor:

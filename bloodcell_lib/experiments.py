@@ -25,10 +25,10 @@ from bloodcell_lib.cells import CLASS_MAP
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.plans import EXPERIMENTS, WITHOUT, Experiment, experiment, profile
+from bloodcell_lib.plans import EXPERIMENTS, FOLDS, WITHOUT, Experiment, experiment, profile
 from bloodcell_lib.recipe import TrainConfig
 from bloodcell_lib.records import FORMAT, Record, in_half, load_record
-from bloodcell_lib.trainer import Trainer
+from bloodcell_lib.trainer import Trainer, sha256
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,28 @@ def teachers(task: Task, cells: CellImages) -> Tensor:
     return torch.from_numpy(probabilities[np.argsort(at)]).float()
 
 
+def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
+    """The weights that a run starts from whose recipe goes on after another: of the run of that one which had the same
+    training images and seed. Raises BloodcellError where there is none, or it has no weights here."""
+    plan = task.plan()
+    rows = (*FOLDS.get(plan.train.after, ()), f"{plan.train.after}_final")
+    name = next((row for row in rows if row in EXPERIMENTS and EXPERIMENTS[row].part == plan.part), None)
+    if name is None:
+        raise BloodcellError(
+            f"{task.name} goes on after '{plan.train.after}', which has no run on '{plan.part}': give one of "
+            f"{', '.join(FOLDS)}, on a part that it has."
+        )
+    earlier = replace(task, experiment=name, changes=tuple(c for c in task.changes if c[0] != "after"))
+    record = recorded(earlier, configuration(earlier), cells)
+    file = earlier.folder / "weights.safetensors"
+    if record is None or not file.exists():
+        raise BloodcellError(
+            f"{task.name} needs {file}: make it with `bloodcell train {name} --profile {task.profile.split('/')[0]} "
+            f"--seed {task.seed}` first."
+        )
+    return safetensors.torch.load_file(file)
+
+
 def run(task: Task, cells: CellImages) -> Record:
     """Trains as `task` says and writes its record; a run that is recorded is read, not repeated.
 
@@ -225,6 +247,7 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
     without = suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
     taught = teachers(task, cells) if plan.train.distil else None
+    start = begun(task, cells) if plan.train.after else None
     trainer = Trainer(
         plan.model,
         plan.train,
@@ -236,12 +259,12 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
         label=f"{task.name} seed {task.seed}",
     )
     try:
-        result = trainer.fit(train, held_out, taught)
+        result = trainer.fit(train, held_out, taught, start)
     except OtherRun:
         if not budget.disposable:
             raise
         task.checkpoint.unlink()
-        result = trainer.fit(train, held_out, taught)
+        result = trainer.fit(train, held_out, taught, start)
     final = result.history[-1]["validation_accuracy"]
     best = None if held_out is None else max(result.history, key=lambda row: row["validation_accuracy"])
     info = {
@@ -261,6 +284,7 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
             "validation": 0 if held_out is None else len(held_out),
             "left_out": len(without),
             **({"taught_sha256": hashlib.sha256(taught.numpy().tobytes()).hexdigest()} if taught is not None else {}),
+            **({"start_sha256": sha256(start)} if start is not None else {}),
             "split_sha256": split_sha256(train, held_out),
         },
         "model": {

@@ -95,6 +95,18 @@ _MAGNIFIED = {"crop": 200, "size": 4 / 3}  # a pixel of the input covers 1.6 of 
 _ROTATED = {"model": _HALVED, "size": 2.0, "rotation": 180.0, "length": 3.0}
 # As much as `reader` misreads what it is to undo.
 _HARDY = _ROTATED | {"scale": _NEAR, "stain": 0.3, "blur": 1.5}
+_SEASONED = {
+    **_MAGNIFIED,
+    "model": _HALVED,
+    "size": 2 * _MAGNIFIED["size"],
+    "train": TrainConfig(after="magnified", warmup=1),
+    "length": 1.0,
+    "rotation": 180.0,
+    "scale": _NEAR,
+    "stain": 0.3,
+    "blur": 2.5,
+    "jpeg": 15.0,
+}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -204,6 +216,11 @@ EXTRA = _named(
     _best("hardy", "Hardy recipe", "confirmed", **_HARDY),
     *_other_folds("hardy", "Hardy recipe", **_HARDY),
     _best("hardy_final", "Hardy recipe, all images", "confirmed", part="all", **_HARDY),
+    # What the last two gained, fine detail and hardiness, in one network: a magnified one that goes on learning.
+    _best("seasoned", "Seasoned recipe", "confirmed", **_SEASONED),
+    *_other_folds("seasoned", "Seasoned recipe", **_SEASONED),
+    _best("magnified_final", "Magnified, all images", "confirmed", part="all", **_MAGNIFIED),
+    _best("seasoned_final", "Seasoned recipe, all images", "confirmed", part="all", **_SEASONED),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -257,7 +274,7 @@ EXPERIMENTS = {**STUDY, **EXTRA}
 # Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
 FOLDS = {
     "main": tuple(f"cv_fold{k}" for k in range(5)),
-    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "hardy")},
+    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "hardy", "seasoned")},
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
 # What a sentence calls them.
@@ -266,6 +283,7 @@ RECIPES = {
     "best": "the best recipe",
     "magnified": "the best recipe magnified",
     "hardy": "the hardy recipe",
+    "seasoned": "the seasoned recipe",
     "best_short": "the best recipe cut short",
 }
 CHOSEN = "hardy"  # the one whose weights `predict` has, from a run on all images

@@ -27,7 +27,8 @@ class TrainConfig:
     sharpness: how far a step first climbs, as a length in the space of the weights, before it takes the gradient there
     (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time. pretrain: epochs of `pretrain.contrast`
     on the training images before the first, each of which shows every image twice. distil: share of each image's
-    target that is what other networks say of it (Hinton et al. 2015, at temperature 1), 0 for none.
+    target that is what other networks say of it (Hinton et al. 2015, at temperature 1), 0 for none. after: the recipe
+    whose network, of the same images and seed, goes on learning by this one; "" for fresh weights.
     """
 
     epochs: int = 50
@@ -48,6 +49,7 @@ class TrainConfig:
     sharpness: float = 0.0
     pretrain: int = 0
     distil: float = 0.0
+    after: str = ""
     seed: int = 0
     deterministic: bool = True
 

@@ -6,6 +6,7 @@ gradient scaler that may be disabled. Nothing in an epoch waits for the device: 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -76,16 +77,23 @@ class Trainer:
         self.checkpoint, self.resume = checkpoint, resume
         self.progress, self.label = progress, label
 
-    def fit(self, images: CellImages, validation: CellImages | None = None, taught: Tensor | None = None) -> Run:
+    def fit(
+        self,
+        images: CellImages,
+        validation: CellImages | None = None,
+        taught: Tensor | None = None,
+        start: dict[str, Tensor] | None = None,
+    ) -> Run:
         """Trains on `images`; after each epoch measures `validation`, whose result decides nothing.
 
-        taught: what other networks say of `images`, float (n, 8), rows sum to 1; where the recipe distils it. Raises
-        BloodcellError for a non-finite loss, a checkpoint of another configuration, too few images, or probabilities
-        that are none.
+        taught: what other networks say of `images`, float (n, 8), rows sum to 1; where the recipe distils it. start:
+        weights of a network of this kind, where the recipe goes on after another. Raises BloodcellError for a
+        non-finite loss, a checkpoint of another configuration, too few images, probabilities that are none, or weights
+        that are missing or do not fit.
         """
-        start = time.perf_counter()
+        began = time.perf_counter()
         probabilities = None
-        for _, measured in self.epochs(images, validation, taught):
+        for _, measured in self.epochs(images, validation, taught, start):
             probabilities = measured
         if validation is not None and probabilities is None:  # a checkpoint of a finished training
             probabilities = self.measure(*self._place(validation))[2]
@@ -94,17 +102,25 @@ class Trainer:
             probabilities,
             {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()},
             peak_memory(self.device),
-            self.seconds_before + time.perf_counter() - start,
+            self.seconds_before + time.perf_counter() - began,
             describe_machine(self.device),
         )
 
     def epochs(
-        self, images: CellImages, validation: CellImages | None = None, taught: Tensor | None = None
+        self,
+        images: CellImages,
+        validation: CellImages | None = None,
+        taught: Tensor | None = None,
+        start: dict[str, Tensor] | None = None,
     ) -> Iterator[tuple[dict[str, float], Tensor | None]]:
         """What `fit` does, an epoch at a time: each one's row of the history and validation probabilities."""
         if len(images) < 2:
             raise BloodcellError(f"{len(images)} training images are too few: give at least 2.")
-        start = time.perf_counter()
+        if bool(self.config.after) != (start is not None):
+            raise BloodcellError(
+                f"A recipe goes on after another ('{self.config.after}') exactly where weights are given to start from."
+            )
+        began = time.perf_counter()
         self.fingerprint = images.fingerprint
         self.taught = None if taught is None else taught.double().mean(0).tolist()
         if self.config.deterministic:
@@ -112,7 +128,7 @@ class Trainer:
         torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
         keep_memory()
-        self._build(images)
+        self._build(images, start)
         self.history: list[dict[str, float]] = []
         self.seconds_before = 0.0
         if self.resume and self.checkpoint is not None and self.checkpoint.exists():
@@ -139,7 +155,7 @@ class Trainer:
                 for _ in pretrain.contrast(self.model, train[0], before, self.generator):
                     bar.update(len(images))
             while len(self.history) < self.config.epochs:
-                began, probabilities = time.perf_counter(), None
+                epoch_began, probabilities = time.perf_counter(), None
                 row = {"epoch": len(self.history) + 1, **self._epoch(*train, bar)}
                 if held_out is not None:
                     loss, accuracy, probabilities = self.measure(*held_out)
@@ -147,10 +163,10 @@ class Trainer:
                 else:
                     row |= {"validation_loss": None, "validation_accuracy": None}
                 self._check_finite(row)
-                row["seconds"] = time.perf_counter() - began
+                row["seconds"] = time.perf_counter() - epoch_began
                 self.history.append(row)
                 if self.checkpoint is not None:
-                    self._save(self.seconds_before + time.perf_counter() - start)
+                    self._save(self.seconds_before + time.perf_counter() - began)
                 shown = row["train_accuracy"] if validation is None else row["validation_accuracy"]
                 bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{shown:.3f}")
                 yield row, probabilities
@@ -160,10 +176,13 @@ class Trainer:
         """The network that predicts: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def _build(self, images: CellImages) -> None:
+    def _build(self, images: CellImages, start: dict[str, Tensor] | None = None) -> None:
         c = self.config
         torch.manual_seed(c.seed)
         self.model = models.build(self.model_config)
+        self.start = None if start is None else sha256(start)
+        if start is not None:
+            self._load(start)
         self.model.standardise.fit(images.images)
         self.model.to(self.device, memory_format=torch.channels_last)
         average = partial(blend, c.average) if c.average else None
@@ -180,6 +199,15 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16" and cuda)
         self.augment = Augment(self.augment_config)
         self.generator = torch.Generator(self.device).manual_seed(c.seed)
+
+    def _load(self, start: dict[str, Tensor]) -> None:
+        try:
+            self.model.load_state_dict(start)
+        except RuntimeError as error:  # how torch tells of other names or shapes
+            raise BloodcellError(
+                f"The weights that {self.label} starts from are of another network: give those of a "
+                f"{self.model_config.name}."
+            ) from error
 
     def _fit_optimiser(self) -> None:
         """Makes the optimiser fit for a graph, or unfit: a graph reads the rate from the device."""
@@ -319,6 +347,8 @@ class Trainer:
         seen = {"images": self.fingerprint, "mean colour": self.model.standardise.mean.tolist()}
         if self.config.distil:  # as the mean colour does, of what was taught
             seen["taught"] = self.taught
+        if self.config.after:
+            seen["start"] = self.start
         return json.dumps([asdict(part) for part in parts] + [{"device": self.device.type, **seen}])
 
     def _state(self) -> dict[str, Any]:
@@ -339,6 +369,14 @@ class Trainer:
         given = self.checkpoint, self._identity(), self._state(), self.generator
         self.history, self.seconds_before = checkpoints.restore(*given)
         self._fit_optimiser()  # the checkpoint may come from a run with a graph, or without
+
+
+def sha256(weights: dict[str, Tensor]) -> str:
+    """A hash of weights, in the order of their names."""
+    whole = hashlib.sha256()
+    for _, value in sorted(weights.items()):
+        whole.update(value.contiguous().numpy().tobytes())
+    return whole.hexdigest()
 
 
 @torch.no_grad()

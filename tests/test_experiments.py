@@ -77,7 +77,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
     best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_white_point"]
     best += ["best_remedies", "best_warm", "magnified", *(f"magnified_fold{k}" for k in range(1, 5))]
     best += ["best_longer", "rotated", "hardy"]
-    best += [*(f"hardy_fold{k}" for k in range(1, 5)), "hardy_final", "best_short"]
+    best += [*(f"hardy_fold{k}" for k in range(1, 5)), "hardy_final", *plans.FOLDS["seasoned"]]
+    best += ["magnified_final", "seasoned_final", "best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -173,6 +174,11 @@ def test_each_ablation_changes_only_its_own_setting():
             EXPERIMENTS["best"].length,
         )
         assert not differs(name, "best") and row.part == EXPERIMENTS[name.replace("magnified", "best")].part
+    hardened = differs("hardy", "best") | {"after", "warmup", "jpeg"}
+    for name in (*plans.FOLDS["seasoned"], "seasoned_final"):
+        row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("seasoned", "magnified")]
+        assert differs(name, earlier.name) == hardened
+        assert (row.crop, row.size, row.part) == (earlier.crop, 2 * earlier.size, earlier.part)
     for k in range(1, 5):
         for name in (f"cv_clean{k}", f"short_fold{k}", f"cv_pair0{k}"):
             assert differs(name, "best_short") == set() and EXPERIMENTS[name].length == base.length
