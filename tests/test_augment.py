@@ -146,6 +146,17 @@ def test_flips_and_turns_are_the_eight_symmetries_each_as_likely():
     assert alike.sum(1).min() >= 70 and alike.sum(1).max() <= 130
 
 
+def test_about_half_the_pictures_have_been_through_a_jpeg_file():
+    rough = torch.randint(0, 256, (64, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    out = Augment(replace(NONE, jpeg=15))(rough, torch.Generator().manual_seed(5))
+    off = (out - rough / 255).abs().mean((1, 2, 3))
+    touched = off > 0
+    assert 20 <= touched.sum() <= 44
+    assert (off[touched] > 0.01).all() and out.min() >= 0 and out.max() <= 1
+    again = Augment(replace(NONE, jpeg=15))(rough, torch.Generator().manual_seed(5))
+    assert torch.equal(out, again)
+
+
 def test_stain_jitter_scales_two_stains_and_leaves_what_was_drawn_before():
     batch = torch.randint(60, 220, (64, 3, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
     out = Augment(replace(NONE, stain=0.3))(batch, torch.Generator().manual_seed(5))

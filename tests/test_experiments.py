@@ -22,8 +22,9 @@ from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, STUDY
+from bloodcell_lib.reader import shrunk
 from bloodcell_lib.records import Record, in_half, load_record, load_records
-from bloodcell_lib.trainer import Trainer
+from bloodcell_lib.trainer import Trainer, sha256
 
 PROFILE = "demo/study"
 ONCE = (("epochs", 1),)
@@ -243,6 +244,22 @@ def test_parts_of_the_images(cells):
     assert set(fewer.sha256) == everything - folds[2] - {cells.sha256[0], cells.sha256[39]}
     train, held_out = experiments.divide(cells, "all")
     assert train is cells and held_out is None
+
+
+def test_a_run_goes_on_after_the_one_that_had_the_same_images_and_seed(cells, tmp_path):
+    def small(name: str, **changes) -> tuple[Task, CellImages]:
+        task = Task(name, 3, PROFILE, tmp_path, (*ONCE, *changes.items()), progress=False)
+        return task, replace(cells, images=shrunk(cells.images, task.view[0]))
+
+    with pytest.raises(BloodcellError, match="bloodcell train magnified_fold2 --profile demo --seed 3"):
+        experiments.run(*small("seasoned_fold2"))
+    earlier = experiments.run(*small("magnified_fold2"))
+    kept = load_file(earlier.folder / "weights.safetensors")
+    record = experiments.run(*small("seasoned_fold2"))
+    assert record.info["data"]["start_sha256"] == sha256(kept)
+    assert record.validation().names == earlier.validation().names
+    with pytest.raises(BloodcellError, match="no run on 'fold2'"):
+        experiments.run(*small("seasoned_fold2", after="nobody"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -260,6 +260,25 @@ def test_distilling_mixes_what_teachers_say_into_each_images_label(monkeypatch):
     assert equal(unheard, trainer(QUICK, BARE).fit(images).weights)
 
 
+def test_a_recipe_that_goes_on_after_another_starts_from_its_weights(tmp_path):
+    images, checkpoint = pictures(), tmp_path / "run.pt"
+    start = trainer(QUICK, BARE).fit(images).weights
+    config = replace(QUICK, after="main")
+    whole = trainer(config, BARE).fit(images, start=start)
+    assert whole.history[0]["train_loss"] < trainer(QUICK, BARE).fit(images).history[0]["train_loss"]
+    cut = trainer(config, BARE, checkpoint=checkpoint).epochs(images, start=start)
+    next(cut)
+    cut.close()
+    with pytest.raises(OtherRun, match="start"):
+        trainer(config, BARE, checkpoint=checkpoint).fit(images, start=whole.weights)
+    assert equal(trainer(config, BARE, checkpoint=checkpoint).fit(images, start=start).weights, whole.weights)
+    for recipe, given in ((config, None), (QUICK, start)):
+        with pytest.raises(BloodcellError, match="exactly where weights are given"):
+            trainer(recipe, BARE).fit(images, start=given)
+    with pytest.raises(BloodcellError, match="of another network"):
+        trainer(config, BARE).fit(images, start={"weight": torch.zeros(3)})
+
+
 def test_a_training_goes_on_with_the_same_teachers_alone(tmp_path):
     teachers = torch.rand(2, 40, 8, generator=torch.Generator().manual_seed(3))
     mine, other = teachers / teachers.sum(2, keepdim=True)
