@@ -147,7 +147,19 @@ def _hardy(info: dict) -> str:
     )
 
 
-CHANGED = {"magnified": _magnified, "hardy": _hardy}  # cross-validated recipes that go on from the best one
+def _seasoned(info: dict) -> str:
+    size, train = info["config"]["pixels"], info["config"]["train"]
+    return (
+        rf"Magnified, and going on for {train['epochs']} epochs at {size} $\times$ {size} pixels, which the network "
+        "halves, with the hardy recipe's changes and every second picture through a JPEG file (the seasoned recipe)"
+    )
+
+
+CHANGED = {
+    "magnified": _magnified,
+    "hardy": _hardy,
+    "seasoned": _seasoned,
+}  # cross-validated recipes that go on from the best one
 
 
 def tried(study: Study, groups: Collection[str] = BEYOND) -> str:

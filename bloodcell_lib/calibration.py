@@ -44,27 +44,33 @@ def bins(labels: np.ndarray, probabilities: np.ndarray, equal: str = "mass", cou
     equal: "mass" gives bins of equally many images, "width" of equally wide ranges of confidence (Guo et al. 2017);
     empty ones are left out. low, high: Wilson's 95 % interval of the accuracy.
     """
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    if equal == "mass":
-        groups = np.array_split(np.argsort(confidence, kind="stable"), count)
-    elif equal == "width":
-        at = np.minimum((confidence * count).astype(int), count - 1)
-        groups = [np.flatnonzero(at == k) for k in range(count)]
-    else:
-        raise BloodcellError(f"Unknown kind of bins '{equal}': choose mass or width.")
     rows = [
-        (len(at), confidence[at].mean(), right[at].mean(), *wilson(int(right[at].sum()), len(at)))
-        for at in groups
-        if len(at)
+        (int(n), c / n, r / n, *wilson(r, n)) for n, c, r in zip(*_binned(labels, probabilities, equal, count)) if n
     ]
     return pd.DataFrame(rows, columns=["n", "confidence", "accuracy", "low", "high"])
+
+
+def _binned(labels: np.ndarray, probabilities: np.ndarray, equal: str, count: int) -> tuple[np.ndarray, ...]:
+    """Of each bin the number of images, the sum of their confidences and how many are right: float (count,) each."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    if equal == "mass":
+        rank = np.empty(len(labels), dtype=np.int64)
+        rank[np.argsort(confidence, kind="stable")] = np.arange(len(labels))
+        # The first bins take one image more where they cannot be even, as np.array_split has it.
+        least, more = divmod(len(labels), count)
+        at = np.repeat(np.arange(count), np.where(np.arange(count) < more, least + 1, least))[rank]
+    elif equal == "width":
+        at = np.minimum((confidence * count).astype(int), count - 1)
+    else:
+        raise BloodcellError(f"Unknown kind of bins '{equal}': choose mass or width.")
+    return tuple(np.bincount(at, weights, count) for weights in (np.ones(len(at)), confidence, right))
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, equal: str = "mass", count: int = BINS) -> float:
     """Expected calibration error, a fraction: mean distance of confidence and accuracy over bins, weighted by images
     (Naeini et al. 2015). Never quite 0 for finitely many images, even where the probabilities are true."""
-    table = bins(labels, probabilities, equal, count)
-    return float((table["n"] * (table["confidence"] - table["accuracy"]).abs()).sum() / table["n"].sum())
+    n, confidence, right = _binned(labels, probabilities, equal, count)
+    return float(np.abs(confidence - right).sum() / n.sum())
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
