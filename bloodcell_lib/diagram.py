@@ -41,8 +41,9 @@ class Part:
 
 def network_parts(config: ModelConfig, pixels: int) -> list[Part]:
     """Input, stem, stages and head of an MBConv network. Raises BloodcellError for another kind of network."""
-    with torch.device("meta"):  # shapes without numbers: nothing is computed, nor drawn from the global random state
+    with torch.device("meta"):  # no numbers are drawn, for only shapes are asked for
         model = models.build(config)
+    model.to_empty(device="cpu")  # where torch traces at once; on `meta` it takes a second
     net = model.net
     if not isinstance(net, MBConvNet):
         raise BloodcellError(f"{config.name} has no MBConv stages to draw: choose one of {', '.join(TITLES)}.")

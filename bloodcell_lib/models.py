@@ -224,6 +224,8 @@ class SlimResNet(nn.Module):
 def initialise(module: nn.Module) -> None:
     """Normal weights scaled by the true fan out (He et al. 2015; a depthwise kernel feeds one channel, not all), a
     small linear layer, and residual branches that start at zero (Goyal et al. 2017), as a deep narrow net needs."""
+    if next(module.parameters(), torch.empty(0)).is_meta:
+        return  # no numbers to draw, and torch takes a second to find that out
     if isinstance(module, nn.Conv2d):
         fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)

@@ -71,8 +71,8 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("demo", pixels=64, crop=200, epochs=22, seeds=(0,), study="demo/study"),
-        Profile("demo/study", pixels=64, crop=200, epochs=3, seeds=(0,), per_class=24),
+        Profile("demo", pixels=64, crop=200, epochs=16, seeds=(0,), study="demo/study"),
+        Profile("demo/study", pixels=64, crop=200, epochs=3, seeds=(0,), per_class=16),
         # Two cores take the whole study in about five hours; the crop holds the nucleus of 99 white cells in 100.
         Profile("cpu", pixels=96, crop=240, epochs=20, seeds=(0, 1, 2)),
         Profile("full", pixels=224, crop=None, epochs=50, seeds=(0, 1, 2)),

@@ -20,7 +20,7 @@ from bloodcell_lib.reader import Reader
 from bloodcell_lib.robustness import spread
 from bloodcell_lib.travel import SITES, Site
 
-DEMO_IMAGES = 48
+DEMO_IMAGES = 32
 PART = 128  # photographs that are held as pictures at once
 KINDS = ("plain", "undone")
 

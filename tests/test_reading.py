@@ -46,7 +46,7 @@ def test_both_kinds_are_judged_at_every_site(result):
     assert result["experiments"]["plain"]["difference"] == {"points": 0, "low": 0, "high": 0}
     assert list(result["exact"]) == list(READ) and 0 <= result["left"] <= 1
     assert all(0 < row["median"] <= row["most"] for row in result["exact"].values())
-    assert result["learnt"] == {"images": 48, "parameters": result["learnt"]["parameters"]}
+    assert result["learnt"] == {"images": reading.DEMO_IMAGES, "parameters": result["learnt"]["parameters"]}
 
 
 def test_unchanged_and_plain_is_what_the_run_saw(subject, eye):
