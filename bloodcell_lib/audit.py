@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,10 +74,9 @@ def check(folder: Path, progress: bool = True) -> Audit:
     if (folder / "test").is_dir():
         parts["test"] = data.find(folder, "test")
     rows, hashes = [], []
-    workers = os.cpu_count() or 1
     source = {}
     for part, files in parts.items():
-        looks = decode.in_threads(look, [file.path for file in files], workers)
+        looks = decode.in_threads(look, [file.path for file in files])
         bar = tqdm(looks, f"look at {part}", len(files), disable=None if progress else True, unit="image", leave=False)
         seen_all = list(bar)
         names, labels = [file.path.name for file in files], [file.label for file in files]

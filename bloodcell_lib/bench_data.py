@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -89,7 +88,7 @@ def loading(folder: Path, pixels: int, repetitions: int, say: Say) -> Comparison
     threads = torch.get_num_threads()
     makers = {"plain Pillow loop": pillow_loop, "first load": first_load, "second load": second_load}
     notes = {
-        "first load": f"finds, hashes, decodes with {os.cpu_count()} threads, writes the cache",
+        "first load": f"finds, hashes, decodes with {decode.usable_cores()} threads, writes the cache",
         "second load": "finds, hashes, maps the cache, reads all of it",
     }
     contenders = {name: [Lane("cpu", threads, maker, folder, pixels)] for name, maker in makers.items()}
@@ -259,7 +258,7 @@ def growth_work(stage: str, folder: Path, pixels: int, device: str) -> Work:
 
         @torch.inference_mode()
         def work() -> int:
-            pictures = decode.in_threads(decoded, files, os.cpu_count() or 1)
+            pictures = decode.in_threads(decoded, files)
             while batch := list(itertools.islice(pictures, 128)):
                 model(torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2) / 255).argmax(1).cpu()
             return len(files)

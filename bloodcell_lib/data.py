@@ -12,7 +12,6 @@ import difflib
 import functools
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -179,7 +178,7 @@ def load(
     then a class, or `test/`, must keep some.
     """
     files = find(folder, part)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or decode.usable_cores()
     digests = list(decode.in_threads(sha256_of, [file.path for file in files], workers))
     # Name, class and bytes make the key: a renamed folder finds its cache, a changed file does not.
     rows = [(file.path.name, file.label, digest) for file, digest in zip(files, digests)]
@@ -288,7 +287,7 @@ def manifest() -> dict[str, dict[str, tuple[int, str]]]:
 
 def name_source(folder: Path, part: str, names: Sequence[str], labels: Sequence[int], sha256: Sequence[str]) -> str:
     """What to call these images: the course set if the manifest has exactly them, synthetic, or the folder's name."""
-    if (folder / "synthetic.json").exists():
+    if (folder / paths.DRAWN).exists():
         return SYNTHETIC
     known = manifest()[part]
     if known and dict(zip(names, zip(labels, sha256))) == known and len(names) == len(known):

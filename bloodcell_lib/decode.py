@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,13 +75,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 64) -> Iterator[R]:
+def usable_cores() -> int:
+    """Cores that this process may use, which on a shared machine are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(
+    function: Callable[[T], R], items: Iterable[T], workers: int | None = None, ahead: int = 64
+) -> Iterator[R]:
     """`map` over threads, in order: Pillow and hashlib let go of the interpreter while they work.
 
-    At most `ahead` results wait for whoever takes them, so that memory is bounded.
+    workers: threads; by default one for each of `usable_cores`. At most `ahead` results wait for whoever takes them,
+    so that memory is bounded.
     """
     rest = iter(items)
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers or usable_cores())
     try:
         waiting: collections.deque[Future[R]] = collections.deque(
             pool.submit(function, item) for item in itertools.islice(rest, ahead)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,11 +14,11 @@ import numpy as np
 
 from bloodcell_lib import synthetic
 from bloodcell_lib.cells import CELL_TYPES, CLASS_MAP, NAMES
+from bloodcell_lib.decode import usable_cores
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.paths import write_folder_whole
+from bloodcell_lib.paths import DRAWN, write_folder_whole
 
 QUALITY = 92  # of the JPEG files
-MARKER = "synthetic.json"
 SMALL_JOB = 96  # pictures that are drawn sooner than a pool of processes has started
 
 Job = tuple[str, str, str | None, tuple[int, ...]]  # file, class, prefix, seed of its generator
@@ -44,15 +43,13 @@ def write(folder: Path, per_class: int, test: int, seed: int = 0, workers: int |
     jobs = list(_jobs(per_class, test, seed))
     if _holds(folder, recipe, jobs):
         return folder
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with write_folder_whole(folder) as temporary:
             for name in ("test", *(f"train/{name}" for name in NAMES)):
                 (temporary / name).mkdir(parents=True)
-            _save_all(temporary, jobs, workers)
+            _save_all(temporary, jobs, workers or usable_cores())
             (temporary / "class_map.json").write_text(json.dumps(CLASS_MAP))
-            (temporary / MARKER).write_text(json.dumps(recipe) + "\n")
+            (temporary / DRAWN).write_text(json.dumps(recipe) + "\n")
     except BloodcellError:
         if not _holds(folder, recipe, jobs):  # else another run drew the same meanwhile
             raise
@@ -74,7 +71,7 @@ def _holds(folder: Path, recipe: dict[str, int], jobs: list[Job]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        same = json.loads((folder / MARKER).read_text()) == recipe
+        same = json.loads((folder / DRAWN).read_text()) == recipe
     except (OSError, ValueError):
         same = False
     if same and {path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")} == {job[0] for job in jobs}:

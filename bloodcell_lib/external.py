@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,8 +90,7 @@ def load(
     if not 0 < share <= 1:
         raise BloodcellError(f"--crop {share:g} is no share of an image: give more than 0 and at most 1.")
     files = find(folder, mapping)
-    workers = os.cpu_count() or 1
-    digests = list(decode.in_threads(data.sha256_of, [file.path for file in files], workers))
+    digests = list(decode.in_threads(data.sha256_of, [file.path for file in files]))
     trained = {digest for _, digest in data.manifest()["train"].values()}
     if seen := sum(digest in trained for digest in digests):
         raise BloodcellError(
@@ -107,7 +105,7 @@ def load(
         except OSError as error:
             return error
 
-    decoded = list(decode.in_threads(one, [file.path for file in files], workers))
+    decoded = list(decode.in_threads(one, [file.path for file in files]))
     bad = [[str(file.path), str(image)] for file, image in zip(files, decoded) if isinstance(image, OSError)]
     if bad:
         data.report_bad(bad, len(files), Path(folder), skip_bad)

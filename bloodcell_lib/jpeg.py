@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from bloodcell_lib.decode import in_threads
 
 FINEST = 95  # beyond which files grow and pictures hardly change, as Pillow's documentation has it
 
@@ -20,12 +20,12 @@ def stored(x: Tensor, quality: Tensor, camera: Tensor) -> Tensor:
     numbers.
     """
 
-    def through_file(pixels: np.ndarray, quality: float, camera: float) -> np.ndarray:
+    def through_file(what: tuple[np.ndarray, float, float]) -> np.ndarray:
+        pixels, quality, camera = what
         picture, file = Image.fromarray(pixels), io.BytesIO()
         picture.resize((int(camera),) * 2, Image.Resampling.BICUBIC).save(file, "JPEG", quality=int(quality))
         return np.asarray(Image.open(file).resize(picture.size, Image.Resampling.BILINEAR))
 
     whole = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter while it works
-        read = np.stack(list(pool.map(through_file, whole, quality.tolist(), camera.tolist())))
-    return torch.from_numpy(read).permute(0, 3, 1, 2).to(x.device) / 255
+    read = list(in_threads(through_file, zip(whole, quality.tolist(), camera.tolist())))
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(x.device) / 255

@@ -23,6 +23,7 @@ FIGURES = ROOT / "figures"
 REPORT = ROOT / "report"
 MANIFEST = ROOT / "data" / "manifest.csv"
 FOLDS_FILE = ROOT / "data" / "folds.csv"
+DRAWN = "synthetic.json"  # in a folder of drawn cells, and in no other
 
 # The environment may move what a run reads and writes: tests and clusters do.
 RESULTS = from_environment("BLOODCELL_RESULTS", REPORT / "results")

@@ -113,11 +113,6 @@ def session(onnx: bytes, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, which on a shared machine are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def load_set(folder: Path) -> tuple[dict[str, Any], bytes]:
     """The record and the ONNX file's bytes. Raises BloodcellError if they are missing or do not belong together."""
     about = folder / f"{NAME}.json"
@@ -210,7 +205,7 @@ def predict(
             for name, image in zip(names, seen)
         ]
 
-    workers, names = workers or usable_cores(), list(files)
+    workers, names = workers or decode.usable_cores(), list(files)
     batches = (names[start : start + BATCH] for start in range(0, len(names), BATCH))
     with contextlib.closing(decode.in_threads(several, batches, workers, ahead=2 * workers)) as predicted:
         yield from itertools.chain.from_iterable(predicted)
