@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,15 @@ class Subject:
         whole = experiments.load_images(self.profile, self.folder, True, progress=False, view=(pixels, None))
         at = {name: i for i, name in enumerate(whole.names)}
         return whole.subset(at[name] for name in held_out.names)
+
+    def beside(self, experiment: str) -> Subject:
+        """Another experiment's runs, with the same images as they see them. Raises BloodcellError without a folder to
+        read them from."""
+        if self.folder is None:
+            raise BloodcellError(f"The images as {experiment} sees them are wanted: give the folder that holds train/.")
+        view = plans.profile(self.profile).view(plans.experiment(experiment))
+        cells = experiments.load_images(self.profile, self.folder, True, progress=False, view=view)
+        return replace(self, experiment=experiment, cells=cells)
 
     def folds(self) -> list[tuple[Record, CellImages]]:
         """Runs that together predict images none of them was trained on: the five folds with the lowest seed that has
