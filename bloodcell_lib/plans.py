@@ -105,6 +105,7 @@ _SEASONED = {
     "scale": _NEAR,
     "stain": 0.3,
     "blur": 2.5,
+    "tint": 0.06,
     "jpeg": 15.0,
 }
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}

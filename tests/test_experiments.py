@@ -175,7 +175,7 @@ def test_each_ablation_changes_only_its_own_setting():
             EXPERIMENTS["best"].length,
         )
         assert not differs(name, "best") and row.part == EXPERIMENTS[name.replace("magnified", "best")].part
-    hardened = differs("hardy", "best") | {"after", "warmup", "jpeg"}
+    hardened = differs("hardy", "best") | {"after", "warmup", "tint", "jpeg"}
     for name in (*plans.FOLDS["seasoned"], "seasoned_final"):
         row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("seasoned", "magnified")]
         assert differs(name, earlier.name) == hardened
