@@ -56,6 +56,8 @@ def generate(
 ) -> list[Path]:
     """Writes `numbers.tex` and the tables into `folder` from the records in `results/<profile>`; gives their paths.
 
+    Of all that `numbers` and `sentences` can say, `numbers.tex` holds what the prose names: `report.tex` beside
+    `folder`, or the project's.
     profile: None takes `published_profile(results)`. stamp: words for the head of every page. Whatever no record
     gives is printed as a dash, so that a part of a study makes a report too, and so does none of it.
     """
@@ -66,7 +68,9 @@ def generate(
 def write(study: Study, folder: Path, stamp: str | None = None) -> list[Path]:
     """Writes the files of `generate` into `folder` from a study that is loaded; gives their paths."""
     macros = numbers.macros(study, stamp or "") | sentences.sentences(study)
-    lines = [rf"\newcommand{{\{name}}}{{{text}}}" for name, text in macros.items()]
+    prose = next(file for home in (Path(folder).parent, paths.REPORT) if (file := home / "report.tex").is_file())
+    named = set(re.findall(r"\\([A-Za-z]+)", prose.read_text(encoding="utf-8")))
+    lines = [rf"\newcommand{{\{name}}}{{{text}}}" for name, text in macros.items() if name in named]
     head = "% Written by bloodcell_lib.report from the recorded runs: do not edit.\n"
     written = []
     for name, text in {"numbers.tex": "\n".join(lines) + "\n", **tables.tables(study)}.items():
