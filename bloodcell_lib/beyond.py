@@ -11,9 +11,9 @@ import pandas as pd
 
 from bloodcell_lib import answers
 from bloodcell_lib.compare import BEYOND, Difference, averaged, difference, in_sentence, out_of_fold, title_of
-from bloodcell_lib.latex import count, escape, number, plural, signed
+from bloodcell_lib.latex import count, escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, EXTRA, RECIPES
+from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, RECIPES
 from bloodcell_lib.reached import cross_validation, foremost, headline, rightly, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
@@ -116,7 +116,21 @@ def further(study: Study) -> str:
         share, _, interval = rightly(together)
         both = "both" if len(recipes) == 2 else "all"
         told.append(f"With the probabilities of {both} recipes averaged, {share} are named rightly ({interval}).")
+    told.append(symmetric(study))
     return " ".join(filter(None, told + split))
+
+
+def symmetric(study: Study) -> str:
+    """What most recipes reach together, and averaged over the symmetries; "" before that is analysed."""
+    results = (content["result"].get("together") for content in study.analyses.values())
+    found = max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
+    if found is None:
+        return ""
+    share, low, high = (number(100 * found["tta"][key], 2) for key in ("accuracy", "low", "high"))
+    return (
+        rf"Averaged over the eight symmetries too, {join([RECIPES[name] for name in found['experiments']])} together "
+        rf"name {share}\,\% rightly (95\,\% interval {low} to {high}\,\%)."
+    )
 
 
 def _on_the_split(study: Study, name: str, words: Callable[[dict], str]) -> str:
@@ -151,7 +165,8 @@ def _seasoned(info: dict) -> str:
     size, train = info["config"]["pixels"], info["config"]["train"]
     return (
         rf"Magnified, and going on for {train['epochs']} epochs at {size} $\times$ {size} pixels, which the network "
-        "halves, with the hardy recipe's changes and every second picture through a JPEG file (the seasoned recipe)"
+        "halves, with the hardy recipe's changes, a little of another light and every second picture through a JPEG "
+        "file (the seasoned recipe)"
     )
 
 
@@ -228,8 +243,8 @@ def doubts(study: Study) -> str:
 
 
 def undone(study: Study) -> str:
-    """What reading from each photograph how it was taken gains the best recipe, and the hardy one; "" before that is
-    analysed of the best one."""
+    """What reading from each photograph how it was taken gains the best recipe, and the published one; "" before that
+    is analysed of the best one."""
     if "reading_best" not in study.analyses:
         return ""
     result = study.analyses["reading_best"]["result"]
@@ -245,12 +260,12 @@ def undone(study: Study) -> str:
         rf"is changed from {both[0]} to {both[1]}\,\%; unchanged pictures: {points} points "
         f"({plural(undone['seeds'], 'seed')})."
     )
-    if "reading_hardy" in study.analyses:
-        result = study.analyses["reading_hardy"]["result"]
-        hardy = result["experiments"]["undone"]
-        changed, clean = (number(100 * row["accuracy"], 1) for row in (hardy["sites"]["all"], hardy["clean"]))
+    if chosen := study.analyses.get(f"reading_{CHOSEN}"):
+        result = chosen["result"]
+        ours = result["experiments"]["undone"]
+        changed, clean = (number(100 * row["accuracy"], 1) for row in (ours["sites"]["all"], ours["clean"]))
         told += (
-            rf" With it, the hardy recipe keeps as much at {answers.kept(result, 'undone')}, and {changed}\,\% where "
+            rf" With it, {RECIPES[CHOSEN]} keeps as much at {answers.kept(result, 'undone')}, and {changed}\,\% where "
             rf"all is changed; {clean}\,\% of unchanged pictures are named rightly."
         )
     return told

@@ -310,6 +310,22 @@ def test_the_best_recipe_is_told_with_its_folds_and_its_lead(tmp_path):
     assert beyond.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
+def test_what_most_recipes_reach_together_is_told():
+    def together(*names: str, accuracy: float) -> dict:
+        kinds = {kind: {"accuracy": accuracy, "low": 0.9, "high": 0.99} for kind in ("plain", "tta")}
+        return {"result": {"together": {"experiments": list(names), **kinds}}}
+
+    found = {
+        "trust": {"result": {}},
+        "trust_hardy": together("hardy", "magnified", accuracy=0.95),
+        "trust_seasoned": together("seasoned", "magnified", "hardy", accuracy=0.98),
+    }
+    told = beyond.symmetric(Study.of([], "cpu", found))
+    every = "the seasoned recipe, the best recipe magnified and the hardy recipe together"
+    assert every in told and r"name 98.00\,\% rightly (95\,\% interval 90.00 to 99.00\,\%)" in told
+    assert beyond.symmetric(Study.of([], "cpu")) == ""
+
+
 def test_recipes_that_go_on_from_the_best_one_are_told_beside_it_and_averaged_with_it(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["magnified"][1:]], seeds=(0,))
     assert beyond.further(Study.of(load_records(tmp_path), "cpu")) == ""
