@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from bloodcell_lib import models
 from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, image_index, macro_f1, validated, wilson
@@ -158,8 +157,19 @@ def study_table(
     table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("experiment")
     tested = table[table["p"].notna()]
     for _, family in tested.groupby(tested["group"].where(tested["group"].isin(BEYOND), "study")):
-        table.loc[family.index, "p_holm"] = multipletests(family["p"], method="holm")[1]
+        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy())
     return table
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values, float (n,), corrected for being n (Holm 1979, a step down from the smallest).
+
+    Ours, since statsmodels collects garbage in each call, which took more time than all else in `study_table`.
+    """
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
 
 
 def of_study(table: pd.DataFrame) -> pd.DataFrame:

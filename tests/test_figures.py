@@ -65,9 +65,19 @@ def cells():
     return CellImages(images, torch.tensor(labels), tuple(names), ("",) * len(names), "noise")
 
 
+TABLES = {}
+
+
+def table_of(records):
+    """Of `compare.study_table`, once for each list of records."""
+    if id(records) not in TABLES:
+        TABLES[id(records)] = records, compare.study_table(records, resamples=500)  # the list too, which keeps its id
+    return TABLES[id(records)][1]
+
+
 def drawn(name, records, cells, config=NETWORKS[0], pixels=224):
     if name in ("ablations", "beyond", "parts", "model_comparison"):
-        return getattr(figures, name)(compare.study_table(records, resamples=500))
+        return getattr(figures, name)(table_of(records))
     if name == "architecture":
         return figures.architecture(config, pixels)
     return getattr(figures, name)(cells if name in ("class_distribution", "sample_sheet") else records)
@@ -289,7 +299,7 @@ def test_training_curves_show_the_mean_over_seeds(study):
 
 
 def test_ablations_show_the_table(study, small):
-    table = compare.study_table(study, resamples=500)
+    table = table_of(study)
     (ax,) = figures.ablations(table).axes
     shown = {float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1}
     wanted = table[table["group"].isin(["attention", "regularisation", "schedule", "augmentation"])]
@@ -297,12 +307,12 @@ def test_ablations_show_the_table(study, small):
     claimed = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "D" and len(line.get_xdata())]
     assert sorted(claimed) == [-4.38, -3.6, -3.29, -2.5]
     # The reference's numbers say nothing about other images.
-    (ax,) = figures.ablations(compare.study_table(small, resamples=500)).axes
+    (ax,) = figures.ablations(table_of(small)).axes
     assert not [line for line in ax.lines if line.get_marker() == "D"]
 
 
 def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
-    table = compare.study_table(study, resamples=500)
+    table = table_of(study)
     tried = table["group"].isin(TRIED)
     for draw, rows in (
         (figures.beyond, table[table["group"].isin(compare.BEYOND) & ~tried]),
@@ -313,7 +323,7 @@ def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
         assert sorted(float(dot.get_xdata()[0]) for dot in dots) == sorted(rows["difference"].dropna())
         assert len(dots) >= 4
         with pytest.raises(BloodcellError, match="Nothing beyond the reference's study"):
-            draw(compare.study_table(small, resamples=500))
+            draw(table_of(small))
     assert "(lever: to flips alone; confirmed: to best recipe)" in figures.beyond(table).axes[0].get_xlabel()
     assert figures.parts(table).axes[0].get_xlabel() == "difference to the best recipe, short, points of accuracy"
     without = figures.beyond(table[~table["group"].isin(["lever", "confirmed"])]).axes[0]
@@ -321,7 +331,7 @@ def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
 
 
 def test_model_comparison_shows_both_budgets(study):
-    table = compare.study_table(study, resamples=500)
+    table = table_of(study)
     (ax,) = figures.model_comparison(table).axes
     points = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
     hollow = [line for line in points if to_hex(line.get_markerfacecolor()) == "#ffffff"]
