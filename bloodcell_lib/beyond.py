@@ -13,7 +13,7 @@ from bloodcell_lib import answers
 from bloodcell_lib.compare import BEYOND, Difference, averaged, difference, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import count, escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, RECIPES
+from bloodcell_lib.plans import BASES, EXTRA, RECIPES
 from bloodcell_lib.reached import cross_validation, foremost, headline, rightly, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
@@ -77,15 +77,12 @@ def lead(study: Study) -> str:
 
 def gain(study: Study, name: str) -> str:
     """By how much a recipe that goes on from the best one is ahead of it, on the folds that had no say in what it is,
-    all but the split; "" before both are cross-validated."""
+    all but the split, as the end of a parenthesis; "" before both are cross-validated."""
     ours, theirs = (study.folds(one)[1:] for one in (name, "best"))
     ahead = difference(out_of_fold(ours), out_of_fold(theirs))
     if not ahead.seeds:
         return ""
-    return (
-        f"On the {len(ours)} folds that had no say in this, it names {_points(ahead)} than {RECIPES['best']} as it was "
-        rf"(95\,\% interval {_between(ahead)})."
-    )
+    return f"; on the {len(ours)} folds that had no say in this {signed(ahead.mean)} points, {_between(ahead)}"
 
 
 def _points(ahead: Difference) -> str:
@@ -106,10 +103,7 @@ def further(study: Study) -> str:
             split.append(_on_the_split(study, name, words))
             continue
         (share, images, interval), info = rightly(judged), study.runs(name)[0].info
-        told += [
-            f"{words(info)}, the best recipe names {share} of the {images} images rightly ({interval}).",
-            gain(study, name),
-        ]
+        told.append(f"{words(info)}, it names {share} of the {images} rightly ({interval}{gain(study, name)}).")
         recipes.append(study.folds(name))
     together = averaged(*recipes) if len(recipes) > 1 else pd.DataFrame()
     if not together.empty:
@@ -140,9 +134,8 @@ def _on_the_split(study: Study, name: str, words: Callable[[dict], str]) -> str:
     reached = number(100 * row["mean"], 2)
     interval = rf"95\,\% interval {signed(row['low'])} to {signed(row['high'])}, {plural(row['common_seeds'], 'seed')}"
     return (
-        rf"{words(study.runs(name)[0].info)}, the best recipe reaches {reached}\,\% of the split's "
-        f"{count(row['images'])} validation images, {signed(row['difference'])} points from what it reaches without "
-        f"({interval}); it is not cross-validated yet."
+        rf"{words(study.runs(name)[0].info)}, it reaches {reached}\,\% of the split's {count(row['images'])} images, "
+        f"{signed(row['difference'])} points from without ({interval}); this is not cross-validated yet."
     )
 
 
@@ -164,9 +157,8 @@ def _hardy(info: dict) -> str:
 def _seasoned(info: dict) -> str:
     size, train = info["config"]["pixels"], info["config"]["train"]
     return (
-        rf"Magnified, and going on for {train['epochs']} epochs at {size} $\times$ {size} pixels, which the network "
-        "halves, with the hardy recipe's changes, a little of another light and every second picture through a JPEG "
-        "file (the seasoned recipe)"
+        rf"Magnified, and going on for {train['epochs']} epochs at {size} $\times$ {size} with the hardy recipe's "
+        "changes, a little of another light and JPEG files (the seasoned recipe)"
     )
 
 
@@ -243,8 +235,8 @@ def doubts(study: Study) -> str:
 
 
 def undone(study: Study) -> str:
-    """What reading from each photograph how it was taken gains the best recipe, and the published one; "" before that
-    is analysed of the best one."""
+    """What reading from each photograph how it was taken gains the best recipe, and the last one that goes on from it
+    of which that is analysed; "" before that is analysed of the best one."""
     if "reading_best" not in study.analyses:
         return ""
     result = study.analyses["reading_best"]["result"]
@@ -260,12 +252,12 @@ def undone(study: Study) -> str:
         rf"is changed from {both[0]} to {both[1]}\,\%; unchanged pictures: {points} points "
         f"({plural(undone['seeds'], 'seed')})."
     )
-    if chosen := study.analyses.get(f"reading_{CHOSEN}"):
-        result = chosen["result"]
+    if last := [name for name in CHANGED if f"reading_{name}" in study.analyses][-1:]:
+        result = study.analyses[f"reading_{last[0]}"]["result"]
         ours = result["experiments"]["undone"]
         changed, clean = (number(100 * row["accuracy"], 1) for row in (ours["sites"]["all"], ours["clean"]))
         told += (
-            rf" With it, {RECIPES[CHOSEN]} keeps as much at {answers.kept(result, 'undone')}, and {changed}\,\% where "
+            rf" With it, {RECIPES[last[0]]} keeps as much at {answers.kept(result, 'undone')}, and {changed}\,\% where "
             rf"all is changed; {clean}\,\% of unchanged pictures are named rightly."
         )
     return told
