@@ -162,11 +162,8 @@ def _seasoned(info: dict) -> str:
     )
 
 
-CHANGED = {
-    "magnified": _magnified,
-    "hardy": _hardy,
-    "seasoned": _seasoned,
-}  # cross-validated recipes that go on from the best one
+# Recipes that go on from the best one.
+CHANGED = {"magnified": _magnified, "hardy": _hardy, "seasoned": _seasoned}
 
 
 def tried(study: Study, groups: Collection[str] = BEYOND) -> str:

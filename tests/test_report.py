@@ -374,7 +374,7 @@ def test_it_is_told_what_turning_before_shrinking_does(tmp_path):
     assert told.startswith("Any rotation changes the best recipe cut to ")
 
 
-def test_what_undoing_gains_is_told_of_the_best_recipe_and_then_of_the_hardy_one():
+def test_what_undoing_gains_is_told_of_the_best_recipe_and_of_the_last_that_goes_on_from_it():
     def analysed(clean: float, less: float, everything: float) -> dict:
         rows = {"less": less, "more": 0.99 * clean, "all": everything}
         sites = {key: {"accuracy": value, "share": value / clean} for key, value in rows.items()}
