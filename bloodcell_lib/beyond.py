@@ -122,8 +122,8 @@ def symmetric(study: Study) -> str:
         return ""
     share, low, high = (number(100 * found["tta"][key], 2) for key in ("accuracy", "low", "high"))
     return (
-        rf"Averaged over the eight symmetries too, {join([RECIPES[name] for name in found['experiments']])} together "
-        rf"name {share}\,\% rightly (95\,\% interval {low} to {high}\,\%)."
+        rf"Over the eight symmetries too, {join([RECIPES[name] for name in found['experiments']])} together name "
+        rf"{share}\,\% rightly (95\,\% interval {low} to {high}\,\%)."
     )
 
 
@@ -243,7 +243,7 @@ def undone(study: Study) -> str:
     goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
     points = signed(undone["difference"]["points"])
     told = (
-        "A second network, which taught itself to read from a photograph how it was taken, so that this can be undone, "
+        "A second network, which taught itself to read how a photograph was taken, so that this can be undone, "
         "takes the simulated sites (another magnification, field, light, stain, blur or JPEG) where the best recipe "
         rf"keeps {goal} in a hundred of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
         rf"is changed from {both[0]} to {both[1]}\,\%; unchanged pictures: {points} points "
