@@ -149,8 +149,8 @@ def _magnified(info: dict) -> str:
 def _hardy(info: dict) -> str:
     size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
     return (
-        rf"Turned by any angle, scaled, stained and blurred a little at {size} $\times$ {size} pixels, which the "
-        f"network halves, and trained for {epochs} epochs (the hardy recipe)"
+        rf"Turned by any angle, scaled, stained and blurred a little at {size} $\times$ {size}, then halved, for "
+        f"{epochs} epochs (the hardy recipe)"
     )
 
 
