@@ -47,7 +47,7 @@ def complete(
     """
     runs, found = place.of(experiment), analysis.of_experiment(analysis.load_analyses(place.runs), experiment)
     absent = [name for name in NAMES if name not in found or not fits(found[name], runs)]
-    if not absent or not place.own or not all((run.folder / "weights.safetensors").exists() for run in runs):
+    if not absent or not place.own or not all(run.has_weights for run in runs):
         return found
     cells = shelf.images_of(runs[0], data, skip_bad)
     if cells is None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from bloodcell_lib import experiments, machine, models, paths, plans
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.records import ANALYSES, Record, load_records
+from bloodcell_lib.records import ANALYSES, WEIGHTS, Record, load_records
 
 FORMAT = 1
 PHOTOGRAPH = 224  # pixels of a side at which whole photographs are read, which the profile `full` reads too
@@ -120,16 +119,11 @@ class Subject:
 
 def load_network(record: Record) -> nn.Module:
     """The network of a run with its weights. Raises BloodcellError if they are not on this machine."""
-    path = record.folder / "weights.safetensors"
     network = models.build(ModelConfig(**record.info["config"]["model"]))
     try:
-        network.load_state_dict(safetensors.torch.load_file(path))
-    except FileNotFoundError as error:
-        raise BloodcellError(
-            f"No weights in {record.folder}: make the run on this machine, published ones have none."
-        ) from error
-    except Exception as error:  # safetensors and torch raise kinds of their own for a damaged or foreign file
-        raise BloodcellError(f"{path} is damaged: remove its folder and run it again.") from error
+        network.load_state_dict(record.weights())
+    except RuntimeError as error:  # torch's for those of another network
+        raise BloodcellError(f"{record.folder / WEIGHTS} is damaged: remove its folder and run it again.") from error
     return network
 
 

@@ -213,7 +213,13 @@ def cached(home: Path, pixels: int) -> dict[str, Any] | None:
 
 
 def fill_cache(
-    home: Path, files: list[ImageFile], digests: list[str], pixels: int, crop: int | None, workers: int, progress: bool
+    home: Path,
+    files: list[ImageFile],
+    digests: list[str],
+    pixels: int,
+    crop: int | None,
+    workers: int | None,
+    progress: bool,
 ) -> dict[str, Any]:
     """Decodes `files` into `home`: images.bin, uint8 (N, H, W, 3), and index.json, returned; whole or not at all."""
 

@@ -27,8 +27,8 @@ from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, FOLDS, WITHOUT, Experiment, experiment, profile
 from bloodcell_lib.recipe import TrainConfig
-from bloodcell_lib.records import FORMAT, Record, in_half, load_record
-from bloodcell_lib.trainer import Trainer, sha256
+from bloodcell_lib.records import FORMAT, WEIGHTS, Record, in_half, load_record
+from bloodcell_lib.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def teachers(task: Task, cells: CellImages) -> Tensor:
 
 def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
     """The weights that a run starts from whose recipe goes on after another: of the run of that one which had the same
-    training images and seed. Raises BloodcellError where there is none, or it has no weights here."""
+    training images and seed. Raises BloodcellError where there is none, or its weights are damaged or not here."""
     plan = task.plan()
     rows = (*FOLDS.get(plan.train.after, ()), f"{plan.train.after}_final")
     name = next((row for row in rows if row in EXPERIMENTS and EXPERIMENTS[row].part == plan.part), None)
@@ -194,13 +194,12 @@ def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
         )
     earlier = replace(task, experiment=name, changes=tuple(c for c in task.changes if c[0] != "after"))
     record = recorded(earlier, configuration(earlier), cells)
-    file = earlier.folder / "weights.safetensors"
-    if record is None or not file.exists():
+    if record is None:
         raise BloodcellError(
-            f"{task.name} needs {file}: make it with `bloodcell train {name} --profile {task.profile.split('/')[0]} "
-            f"--seed {task.seed}` first."
+            f"{task.name} needs {earlier.folder}: make it with `bloodcell train {name} --profile "
+            f"{task.profile.split('/')[0]} --seed {task.seed}` first."
         )
-    return safetensors.torch.load_file(file)
+    return record.weights()
 
 
 def run(task: Task, cells: CellImages) -> Record:
@@ -284,7 +283,7 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
             "validation": 0 if held_out is None else len(held_out),
             "left_out": len(without),
             **({"taught_sha256": hashlib.sha256(taught.numpy().tobytes()).hexdigest()} if taught is not None else {}),
-            **({"start_sha256": sha256(start)} if start is not None else {}),
+            **({"start_sha256": trainer.start} if start is not None else {}),
             "split_sha256": split_sha256(train, held_out),
         },
         "model": {
@@ -312,7 +311,7 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
             )
         # As bytes, because a full disk is then the error that it is everywhere else.
         weights = safetensors.torch.save({name: value.contiguous() for name, value in result.weights.items()})
-        (folder / "weights.safetensors").write_bytes(weights)
+        (folder / WEIGHTS).write_bytes(weights)
         (folder / "record.json").write_text(json.dumps(info, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     task.checkpoint.unlink(missing_ok=True)
     return load_record(task.folder)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
+from torch import Tensor
 
 from bloodcell_lib import paths
 from bloodcell_lib.data import SYNTHETIC
@@ -18,6 +20,9 @@ from bloodcell_lib.errors import BloodcellError
 
 FORMAT = 1
 ANALYSES = "analyses"  # the folder of a profile that holds what `analysis` leaves
+
+
+WEIGHTS = "weights.safetensors"  # in a run's folder on the machine that made it
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,23 @@ class Record:
                 return Predictions(tuple(saved["names"].tolist()), saved["labels"].astype(np.int64), probabilities)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BloodcellError(f"{path} is missing or damaged: remove its folder and run it again.") from error
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the network is on this machine."""
+        return (self.folder / WEIGHTS).exists()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The final epoch's. Raises BloodcellError if they are damaged or not on this machine."""
+        path = self.folder / WEIGHTS
+        try:
+            return safetensors.torch.load_file(path)
+        except FileNotFoundError as error:
+            raise BloodcellError(
+                f"No weights in {self.folder}: make the run on this machine, published ones have none."
+            ) from error
+        except Exception as error:  # safetensors raises kinds of its own
+            raise BloodcellError(f"{path} is damaged: remove its folder and run it again.") from error
 
 
 def in_half(probabilities: np.ndarray) -> np.ndarray:

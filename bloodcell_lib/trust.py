@@ -76,8 +76,8 @@ def others(subject: Subject) -> list[Subject]:
     for name in OURS if subject.experiment in OURS else ():
         if name != subject.experiment and subject.of(name):
             other = subject.beside(name)
-            runs = [record.folder for record, _ in other.folds()]
-            if len(runs) > 1 and all((run / "weights.safetensors").exists() for run in runs):
+            runs = [record for record, _ in other.folds()]
+            if len(runs) > 1 and all(run.has_weights for run in runs):
                 found.append(other)
     return found
 
