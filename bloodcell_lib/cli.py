@@ -128,9 +128,10 @@ def train(
     task.plan()  # a wrong name or value is told before any image is read
     _check_device(device)
     there = (task.folder / "record.json").exists()
-    cells = experiments.load_images(profile, experiments.image_folder(data, profile), skip_bad, view=task.view)
+    folder = experiments.image_folder(data, profile)
+    cells = experiments.load_images(profile, folder, skip_bad, view=task.view)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
-    record = experiments.run(task, cells)
+    record = experiments.run(task, cells, experiments.whole(task, folder, skip_bad, progress=True))
     final, best = record.info["final_validation_accuracy"], record.info["best_validation_accuracy"]
     said = "no validation images" if final is None else f"validation accuracy {final:.2%} (best epoch {best:.2%})"
     print(f"{'recorded before' if there else 'recorded'}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bloodcell_lib import data, drawn_folder, machine, models, noise, paths
+from bloodcell_lib import abroad, data, drawn_folder, machine, microscope, models, noise, paths, reader
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.cells import CLASS_MAP
 from bloodcell_lib.data import CellImages
@@ -202,11 +202,18 @@ def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
     return record.weights()
 
 
-def run(task: Task, cells: CellImages) -> Record:
+def whole(task: Task, folder: Path, skip_bad: bool = False, progress: bool = False) -> CellImages | None:
+    """The labelled images as whole photographs, where the recipe makes copies from these; else None."""
+    if not task.plan().train.copies:
+        return None
+    return load_images(task.profile, folder, skip_bad, progress, (microscope.SIDE, None))
+
+
+def run(task: Task, cells: CellImages, photographs: CellImages | None = None) -> Record:
     """Trains as `task` says and writes its record; a run that is recorded is read, not repeated.
 
-    Raises BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration or on other
-    images; a demo's record makes way instead.
+    photographs: the same images as `whole` gives them. Raises BloodcellError as `Trainer.fit` does, or if the record
+    there was made with another configuration or on other images; a demo's record makes way instead.
     """
     config, budget = configuration(task), profile(task.profile)
     if cells.images.shape[-1] != config["pixels"]:
@@ -222,7 +229,7 @@ def run(task: Task, cells: CellImages) -> Record:
         found = None
     if found is None:
         with one_at_a_time(task):  # and looked for again: another process may have just made it
-            found = recorded(task, config, cells) or _make(task, config, cells)
+            found = recorded(task, config, cells) or _make(task, config, cells, photographs)
     return found
 
 
@@ -240,11 +247,18 @@ def configuration(task: Task) -> dict[str, Any]:
     }
 
 
-def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
+def _make(task: Task, config: dict[str, Any], cells: CellImages, photographs: CellImages | None) -> Record:
     """Trains and writes the record."""
     started, commit, plan, budget = now(), machine.commit(), task.plan(), profile(task.profile)
     without = suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
+    shown = train
+    if plan.train.copies:
+        if photographs is None:
+            raise BloodcellError(f"{task.name} copies whole photographs: give them, or the folder they are in.")
+        theirs = divide(photographs, plan.part, without)[0]
+        eye = reader.Lesson(task.profile, plan.part, theirs, task.device or "cpu", task.results).taught()
+        shown = abroad.with_copies(train, theirs, eye, config["crop"], plan.train.copies, task.seed)
     taught = teachers(task, cells) if plan.train.distil else None
     start = begun(task, cells) if plan.train.after else None
     trainer = Trainer(
@@ -258,12 +272,12 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages) -> Record:
         label=f"{task.name} seed {task.seed}",
     )
     try:
-        result = trainer.fit(train, held_out, taught, start)
+        result = trainer.fit(shown, held_out, taught, start)
     except OtherRun:
         if not budget.disposable:
             raise
         task.checkpoint.unlink()
-        result = trainer.fit(train, held_out, taught, start)
+        result = trainer.fit(shown, held_out, taught, start)
     final = result.history[-1]["validation_accuracy"]
     best = None if held_out is None else max(result.history, key=lambda row: row["validation_accuracy"])
     info = {

@@ -108,6 +108,15 @@ _SEASONED = {
     "tint": 0.06,
     "jpeg": 15.0,
 }
+# It goes on once more, a third of its images as they are, the others as they come back from elsewhere.
+_TRAVELLED = _MAGNIFIED | {
+    "model": _HALVED,
+    "size": 2 * _MAGNIFIED["size"],
+    "train": TrainConfig(after="seasoned", warmup=1, copies=2),
+    "length": 0.35,
+    "rotation": 180.0,
+    "scale": _NEAR,
+}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -220,8 +229,11 @@ EXTRA = _named(
     # What the last two gained, fine detail and hardiness, in one network: a magnified one that goes on learning.
     _best("seasoned", "Seasoned recipe", "confirmed", **_SEASONED),
     *_other_folds("seasoned", "Seasoned recipe", **_SEASONED),
+    _best("travelled", "Travelled recipe", "confirmed", **_TRAVELLED),
+    *_other_folds("travelled", "Travelled recipe", **_TRAVELLED),
     _best("magnified_final", "Magnified, all images", "confirmed", part="all", **_MAGNIFIED),
     _best("seasoned_final", "Seasoned recipe, all images", "confirmed", part="all", **_SEASONED),
+    _best("travelled_final", "Travelled recipe, all images", "confirmed", part="all", **_TRAVELLED),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -275,7 +287,10 @@ EXPERIMENTS = {**STUDY, **EXTRA}
 # Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
 FOLDS = {
     "main": tuple(f"cv_fold{k}" for k in range(5)),
-    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in ("best", "magnified", "hardy", "seasoned")},
+    **{
+        name: (name, *(f"{name}_fold{k}" for k in range(1, 5)))
+        for name in ("best", "magnified", "hardy", "seasoned", "travelled")
+    },
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
 # What a sentence calls them.
@@ -285,6 +300,7 @@ RECIPES = {
     "magnified": "the best recipe magnified",
     "hardy": "the hardy recipe",
     "seasoned": "the seasoned recipe",
+    "travelled": "the travelled recipe",
     "best_short": "the best recipe cut short",
 }
 CHOSEN = "hardy"  # the one whose weights `predict` has, from a run on all images

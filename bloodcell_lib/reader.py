@@ -1,7 +1,7 @@
 """How a photograph was taken, read from the photograph alone, by a small network that teaches itself.
 
 It needs no other site's images: each training image is shown as another microscope, camera or stain would have given
-it (`travel`), and what was done to it is what is to be read. What it learns is therefore how far a picture is from
+it (`camera`), and what was done to it is what is to be read. What it learns is therefore how far a picture is from
 ours, along changes that were thought of; `microscope` undoes them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bloodcell_lib import augment, corrupt, machine, paths, plans
+from bloodcell_lib import camera, corrupt, machine, paths, plans
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.layers import Standardise, conv_norm
 from bloodcell_lib.microscope import LOOK, READ
-from bloodcell_lib.stain import scale_stains
-from bloodcell_lib.travel import taken
 
-# A little beyond the sites of `travel` on either side, so that these are no ends of a scale.
-ZOOM, TINT, STAIN, FIELD, BLUR = (0.45, 3.3), 0.18, 0.45, 0.45, 0.008
-CHANGED = 0.8  # share of the pictures in which each of these is changed
 SPREAD = (0.3, 0.15, 0.15, 0.15, 0.4, 0.4, 0.3)  # errors are measured in these, which says what counts more
 OURS = 0.99  # of our photographs, so many are left alone in each thing that is read
 WIDTHS = (16, 32, 32, 64, 64, 128, 128, 128)
-CAMERA = 2 * LOOK  # pixels of a side at which a changed photograph is blurred, before it is read
+CAMERA = 2 * LOOK  # pixels of a side at which a photograph is changed, before it is read
 BATCH, RATE, DECAY, DELTA = 32, 2e-3, 1e-3, 0.3
 DEMO_EPOCHS = 8
-VERSION = "3"  # raise it when another reader comes out of the same images
+VERSION = "4"  # raise it when another reader comes out of the same images
 
 
 class Reader(nn.Module):
@@ -61,26 +56,12 @@ class Reader(nn.Module):
 
 def elsewhere(photographs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Photographs, uint8 (B, 3, S, S), as they may look elsewhere, float (B, 3, LOOK, LOOK), and what is to be read."""
-    n = len(photographs)
-
-    def draw(low: float, high: float, times: int = 1) -> Tensor:
-        """Uniform draws (B, times), 0 in all but CHANGED of the pictures."""
-        on = torch.rand(n, 1, generator=generator) < CHANGED
-        return (low + (high - low) * torch.rand(n, times, generator=generator)) * on
-
-    zoom = draw(*map(math.log, ZOOM))
-    light, dyes = (torch.log1p(draw(-most, most, times)) for most, times in ((TINT, 3), (STAIN, 2)))
-    field, sigma = 1 - draw(0, 1 - FIELD)[:, 0], draw(0, BLUR)[:, 0]
-    truth = torch.cat([zoom, light, dyes, 100 * sigma[:, None]], 1)
-    field, sigma, told = (t.to(photographs.device) for t in (field, sigma, truth))
-    x = torch.empty(n, 3, CAMERA, CAMERA, device=photographs.device)
-    for some in (told[:, 0] < 0, told[:, 0] >= 0):  # the smaller ones take more samples a pixel
-        if some.any():
-            x[some] = taken(photographs[some].float() / 255, told[some, 0].exp(), field[some], CAMERA)
-    x = augment.blur(x, sigma * CAMERA, BLUR * CAMERA)
-    x = F.interpolate(x, (LOOK, LOOK), mode="bilinear", antialias=True).clamp(0, 1)
-    x = scale_stains(x, told[:, 4].exp(), told[:, 5].exp())
-    return (x * told[:, 1:4].exp()[:, :, None, None]).clamp(0, 1), told
+    how = camera.drawn(len(photographs), generator)
+    truth = torch.column_stack([how.zoom.log(), how.light.log(), how.dyes.log(), 100 * how.blur])
+    device = photographs.device
+    how = camera.Conditions(*(getattr(how, field.name).to(device) for field in fields(how)))
+    x = camera.photographed(photographs, how, CAMERA)
+    return F.interpolate(x, (LOOK, LOOK), mode="bilinear", antialias=True).clamp(0, 1), truth.to(device)
 
 
 def learn(photographs: Tensor, epochs: int, seed: int = 0, device: torch.device | str = "cpu") -> Reader:

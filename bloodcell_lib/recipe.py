@@ -28,7 +28,8 @@ class TrainConfig:
     (rho of Foret et al. 2021, equation 3), 0 for none; it takes twice the time. pretrain: epochs of `pretrain.contrast`
     on the training images before the first, each of which shows every image twice. distil: share of each image's
     target that is what other networks say of it (Hinton et al. 2015, at temperature 1), 0 for none. after: the recipe
-    whose network, of the same images and seed, goes on learning by this one; "" for fresh weights.
+    whose network, of the same images and seed, goes on learning by this one; "" for fresh weights. copies: of each
+    training image, so many beside it as they come back from other sites (`abroad`).
     """
 
     epochs: int = 50
@@ -50,6 +51,7 @@ class TrainConfig:
     pretrain: int = 0
     distil: float = 0.0
     after: str = ""
+    copies: int = 0
     seed: int = 0
     deterministic: bool = True
 
@@ -81,6 +83,7 @@ class TrainConfig:
             "cutmix",
             "sharpness",
             "pretrain",
+            "copies",
             "seed",
         ):
             if not 0 <= getattr(self, name) < 2**63:

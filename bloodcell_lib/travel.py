@@ -10,25 +10,24 @@ laboratory will.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bloodcell_lib import corrupt, plans
 from bloodcell_lib.analysis import Subject, logits
+from bloodcell_lib.camera import Conditions, photographed
 from bloodcell_lib.corrupt import Lot
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.evaluate import over_seeds
 from bloodcell_lib.microscope import SIDE
 from bloodcell_lib.robustness import bootstrap_mean, rivals, spread
 
-CAMERA = 336  # pixels of a photograph that is stored as JPEG, so that a crop of 240 has those of `corrupt`
 DEMO_IMAGES = 96
-FEW = 32  # photographs whose samples, several a pixel, are held at once
 ALONE, TOGETHER = 0.95, 0.9  # shares of the clean accuracy that a network should keep under one change, under all
 
 
@@ -144,33 +143,21 @@ def visit(photographs: Tensor, site: Site, pixels: int, crop: int | None, seed: 
     seen = (crop or SIDE) / SIDE  # of the photograph's side
     low, high = (math.log(bound) for bound in site.zoom)
     for part in photographs.split(corrupt.BATCH):
-        zoom = torch.exp(low + (high - low) * lot.uniform(part))
-        field = torch.full_like(zoom, site.field)
-        few = zip(part.split(FEW), zoom.split(FEW), field.split(FEW))
-        x = torch.cat([taken(some.float() / 255, z, f, pixels, seen) for some, z, f in few])
-        if site.stain:
-            x = corrupt.stain(x, site.stain, lot).clamp(0, 1)
-        if site.tint:
-            gains = torch.stack([lot.uniform(x) for _ in range(3)], 1)
-            x = (x * (1 + site.tint * (2 * gains - 1))[:, :, None, None]).clamp(0, 1)
-        if site.blur:
-            x = corrupt.blur(x, site.blur / seen, lot)
-        if site.jpeg:
-            x = corrupt.jpeg(x, site.jpeg, lot, round(CAMERA * seen))
-        done.append((x.clamp(0, 1) * 255).round().byte())
+        one = torch.ones(len(part), device=part.device)
+        how = Conditions(
+            zoom=torch.exp(low + (high - low) * lot.uniform(part)),
+            field=site.field * one,
+            dyes=_factors(part, site.stain, 2, lot.sign),
+            light=_factors(part, site.tint, 3, lambda x: 2 * lot.uniform(x) - 1),
+            blur=site.blur * one,
+            quality=site.jpeg * one,
+        )
+        done.append((photographed(part, how, pixels, seen) * 255).round().byte())
     return torch.cat(done)
 
 
-def taken(x: Tensor, zoom: Tensor, field: Tensor, pixels: int, seen: float = 1.0) -> Tensor:
-    """What a camera sees of photographs: float (B, C, S, S) -> (B, C, pixels, pixels), with the centre where it was.
-
-    zoom: magnification, (B,); field: share of the side beyond which the edge is repeated, (B,); seen: share of the side
-    of what a camera sees that is kept.
-    """
-    # As many samples a pixel as it covers, averaged: a mean, as a camera takes it, in place of single points.
-    finer = max(1, math.ceil(float(seen / zoom.min()) * x.shape[-1] / pixels - 1e-3))
-    n, edge = pixels * finer, field - 1 / x.shape[-1]  # the middle of the last pixel in it
-    at = seen * ((torch.arange(n, device=x.device) + 0.5) / n * 2 - 1) / zoom[:, None]  # (B, n), from -1 to 1
-    at = at.clamp(-edge[:, None], edge[:, None])
-    grid = torch.stack([at[:, None].expand(-1, n, -1), at[:, :, None].expand(-1, -1, n)], 3)
-    return F.avg_pool2d(F.grid_sample(x, grid, padding_mode="border", align_corners=False), finer)
+def _factors(x: Tensor, level: float, times: int, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """For each of x so many, (B, times): 1 without a level, and nothing drawn, else 1 + level times a draw."""
+    if not level:
+        return torch.ones(len(x), times, device=x.device)
+    return torch.stack([1 + level * draw(x) for _ in range(times)], 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bloodcell_lib import augment, decode, microscope, synthetic, travel
+from bloodcell_lib import augment, camera, decode, microscope, synthetic
 from bloodcell_lib.microscope import LOOK, READ
 from bloodcell_lib.stain import scale_stains
 
@@ -65,7 +65,7 @@ def test_light_and_dyes_are_taken_back(cell):
 @pytest.mark.parametrize("zoom", [0.5, 1.4, 2.0])
 def test_another_magnification_is_taken_back(cell, zoom):
     square = as_tensor(cell)[..., :360, :360]
-    other = as_picture(travel.taken(square, torch.tensor([zoom]), torch.ones(1), 360))
+    other = as_picture(camera.taken(square, torch.tensor([zoom]), torch.ones(1), 360))
     ours = microscope.undone([as_picture(square)], NOTHING, 96, 160)
     assert apart(microscope.undone([other], NOTHING, 96, 160), ours) > 6
     assert apart(microscope.undone([other], reading(zoom=zoom), 96, 160), ours) < 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bloodcell_lib import cli, drawn_folder, paths, reader, synthetic
+from bloodcell_lib import camera, cli, drawn_folder, paths, reader, synthetic
 from bloodcell_lib import predict as labels
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -66,7 +66,7 @@ def test_what_is_drawn_is_what_is_told(photographs):
 def test_a_photograph_that_is_left_alone_is_as_sharp_as_when_it_is_read(monkeypatch):
     """Whatever else is in the batch; else a blur, and not its size, would tell it from an enlarged one."""
     for what in ("TINT", "STAIN", "BLUR"):
-        monkeypatch.setattr(reader, what, 0.0)
+        monkeypatch.setattr(camera, what, 0.0)
     rng = np.random.default_rng(0)
     names = ("neutrophil", "lymphocyte", "platelet", "eosinophil")
     drawn = np.stack([np.asarray(synthetic.draw(names[i % 4], rng).resize((360, 360))) for i in range(16)])
