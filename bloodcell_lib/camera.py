@@ -64,7 +64,7 @@ def photographed(photographs: Tensor, how: Conditions, pixels: int, seen: float 
     """
     x = torch.empty(len(photographs), 3, pixels, pixels, device=photographs.device)
     for alike in (how.zoom < 1, how.zoom >= 1):  # the smaller ones take more samples a pixel
-        for some in alike.nonzero()[:, 0].split(FEW):
+        for some in alike.nonzero()[:, 0].split(FEW) if alike.any() else ():
             x[some] = taken(photographs[some].float() / 255, how.zoom[some], how.field[some], pixels, seen)
     if (how.dyes != 1).any():
         x = scale_stains(x, *how.dyes.T)
