@@ -162,8 +162,16 @@ def _seasoned(info: dict) -> str:
     )
 
 
+def _travelled(info: dict) -> str:
+    train = info["config"]["train"]
+    return (
+        f"Seasoned, and going on for {train['epochs']} epochs with {train['copies']} more pictures of each image as they "
+        "come back from simulated sites, read and undone (the travelled recipe)"
+    )
+
+
 # Recipes that go on from the best one.
-CHANGED = {"magnified": _magnified, "hardy": _hardy, "seasoned": _seasoned}
+CHANGED = {"magnified": _magnified, "hardy": _hardy, "seasoned": _seasoned, "travelled": _travelled}
 
 
 def tried(study: Study, groups: Collection[str] = BEYOND) -> str:

@@ -79,7 +79,7 @@ def test_the_study_has_its_sixteen_rows_in_order():
     best += ["best_remedies", "best_warm", "magnified", *(f"magnified_fold{k}" for k in range(1, 5))]
     best += ["best_longer", "rotated", "hardy"]
     best += [*(f"hardy_fold{k}" for k in range(1, 5)), "hardy_final", *plans.FOLDS["seasoned"]]
-    best += ["magnified_final", "seasoned_final", "best_short"]
+    best += [*plans.FOLDS["travelled"], "magnified_final", "seasoned_final", "travelled_final", "best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -180,6 +180,10 @@ def test_each_ablation_changes_only_its_own_setting():
         row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("seasoned", "magnified")]
         assert differs(name, earlier.name) == hardened
         assert (row.crop, row.size, row.part) == (earlier.crop, 2 * earlier.size, earlier.part)
+    for name in (*plans.FOLDS["travelled"], "travelled_final"):
+        row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("travelled", "seasoned")]
+        assert differs(name, earlier.name) == {"after", "copies", "stain", "blur", "tint", "jpeg"}
+        assert (row.crop, row.size, row.part) == (earlier.crop, earlier.size, earlier.part)
     for k in range(1, 5):
         for name in (f"cv_clean{k}", f"short_fold{k}", f"cv_pair0{k}"):
             assert differs(name, "best_short") == set() and EXPERIMENTS[name].length == base.length
