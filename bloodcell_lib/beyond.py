@@ -165,8 +165,8 @@ def _seasoned(info: dict) -> str:
 def _travelled(info: dict) -> str:
     train = info["config"]["train"]
     return (
-        f"Seasoned, and going on for {train['epochs']} epochs with {train['copies']} more pictures of each image as they "
-        "come back from simulated sites, read and undone (the travelled recipe)"
+        f"Seasoned, and going on for {train['epochs']} epochs with {train['copies']} more pictures of each image, as "
+        "they come back from simulated sites, read and undone (the travelled recipe)"
     )
 
 
