@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bloodcell_lib import analysis, experiments, paths, shelf
+from bloodcell_lib import analysis, paths, shelf, views
 from bloodcell_lib.analysis import Subject
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.records import Record
@@ -52,7 +52,7 @@ def complete(
     cells = shelf.images_of(runs[0], data, skip_bad)
     if cells is None:
         return found
-    folder = experiments.image_folder(Path(data) if data else None, "demo")
+    folder = views.image_folder(Path(data) if data else None, "demo")
     subject = Subject(runs[0].profile, cells, experiment, device, paths.RUNS, folder)
     for name in absent:
         try:

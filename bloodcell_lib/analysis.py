@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bloodcell_lib import experiments, machine, models, paths, plans
+from bloodcell_lib import machine, models, paths, plans, views
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
@@ -73,12 +73,12 @@ class Subject:
     def held_out(self, record: Record) -> CellImages:
         """The images that the run validated on. Raises BloodcellError where it held none out, or others than it would
         today, some of which it was then trained on."""
-        train, held_out = experiments.divide(self.cells, part := record.info["config"]["part"])
+        train, held_out = views.divide(self.cells, part := record.info["config"]["part"])
         if held_out is None:
             raise BloodcellError(f"{record.folder} held no images out: analyse a run that did.")
         # Of suspects that were left out only the run itself knows.
         known = record.info["data"]["split_sha256"]
-        if not part.startswith("clean") and known != experiments.split_sha256(train, held_out):
+        if not part.startswith("clean") and known != views.split_sha256(train, held_out):
             raise BloodcellError(f"{record.folder} held other images out: move it away and make it again.")
         return held_out
 
@@ -86,7 +86,7 @@ class Subject:
         """The same images whole, at so many pixels. Raises BloodcellError without a folder to read them from."""
         if self.folder is None:
             raise BloodcellError("Whole photographs are wanted here: give the folder that holds train/.")
-        whole = experiments.load_images(self.profile, self.folder, True, progress=False, view=(pixels, None))
+        whole = views.load_images(self.profile, self.folder, True, progress=False, view=(pixels, None))
         at = {name: i for i, name in enumerate(whole.names)}
         return whole.subset(at[name] for name in held_out.names)
 
@@ -96,7 +96,7 @@ class Subject:
         if self.folder is None:
             raise BloodcellError(f"The images as {experiment} sees them are wanted: give the folder that holds train/.")
         view = plans.profile(self.profile).view(plans.experiment(experiment))
-        cells = experiments.load_images(self.profile, self.folder, True, progress=False, view=view)
+        cells = views.load_images(self.profile, self.folder, True, progress=False, view=view)
         return replace(self, experiment=experiment, cells=cells)
 
     def folds(self) -> list[tuple[Record, CellImages]]:
@@ -172,7 +172,7 @@ def record_analysis(name: str, subject: Subject, run: Callable[[Subject], dict[s
 
     The file of another experiment's runs than `main` says so in its name: `trust_best.json`.
     """
-    started = experiments.now()
+    started = machine.now()
     result = run(subject)
     content = {
         "format": FORMAT,
@@ -187,7 +187,7 @@ def record_analysis(name: str, subject: Subject, run: Callable[[Subject], dict[s
         "machine": machine.describe_machine(torch.device(subject.device)),
         "commit": machine.commit(),
         "started": started,
-        "ended": experiments.now(),
+        "ended": machine.now(),
         "result": _plain(result),
     }
     target = subject.runs / subject.profile / ANALYSES / f"{name}{_ending(subject.experiment)}.json"

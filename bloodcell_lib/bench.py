@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 
-from bloodcell_lib import bench_data, bench_train, drawn_folder, experiments, machine, paths, plans
+from bloodcell_lib import bench_data, bench_train, drawn_folder, machine, paths, plans
 from bloodcell_lib.bench_train import MAIN, Say
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
@@ -182,13 +182,13 @@ def say(line: str) -> None:
 
 def run(part: str, budget: Budget, device: str, say: Say) -> dict[str, Any]:
     """Measures one part; the results hold its machine, commit and time."""
-    began, commit = experiments.now(), machine.commit()
+    began, commit = machine.now(), machine.commit()
     groups = PARTS[part](budget, device, say)
     made = {
         "machine": describe(device),
         "commit": commit,
         "started": began,
-        "ended": experiments.now(),
+        "ended": machine.now(),
         "budget": asdict(budget),
         "groups": {title: [table.to_json() for table in tables] for title, tables in groups.items()},
     }

@@ -50,13 +50,13 @@ def run(
     skip_bad: SkipBad = False,
 ) -> None:
     """Run the notebooks end to end and say where everything lies."""
-    from bloodcell_lib import experiments, notebooks, paths, plans
+    from bloodcell_lib import notebooks, paths, plans, views
 
     home = paths.RUNS / plans.profile(profile).name
     chosen = notebooks.choose(only.split(",") if only else None)
     given = notebooks.parse_settings(settings) | ({"skip_bad": True} if skip_bad else {})
-    folder = experiments.image_folder(data, profile)
-    cells = experiments.load_images(profile, folder, skip_bad)  # bad images are told now, in one sentence
+    folder = views.image_folder(data, profile)
+    cells = views.load_images(profile, folder, skip_bad)  # bad images are told now, in one sentence
     print(f"images: {len(cells)} {cells.source} in {folder}\nprofile: {profile}", flush=True)
     failed = []
     for outcome in notebooks.run(chosen, profile, folder, given, limit=limit):
@@ -120,16 +120,16 @@ def train(
     skip_bad: SkipBad = False,
 ) -> None:
     """Train one experiment and record it; what is recorded is not run again."""
-    from bloodcell_lib import experiments
+    from bloodcell_lib import experiments, tasks, views
 
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "precision": precision}
     changes = tuple((name, value) for name, value in given.items() if value is not None)
-    task = experiments.Task(experiment, seed, profile, changes=changes, device=device, resume=resume)
+    task = tasks.Task(experiment, seed, profile, changes=changes, device=device, resume=resume)
     task.plan()  # a wrong name or value is told before any image is read
     _check_device(device)
     there = (task.folder / "record.json").exists()
-    folder = experiments.image_folder(data, profile)
-    cells = experiments.load_images(profile, folder, skip_bad, view=task.view)
+    folder = views.image_folder(data, profile)
+    cells = views.load_images(profile, folder, skip_bad, view=task.view)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
     record = experiments.run(task, cells, experiments.whole(task, folder, skip_bad, progress=True))
     final, best = record.info["final_validation_accuracy"], record.info["best_validation_accuracy"]
@@ -175,15 +175,15 @@ def study(
     skip_bad: SkipBad = False,
 ) -> None:
     """Run the grid of experiments and seeds; what is recorded is skipped."""
-    from bloodcell_lib import experiments as rows
+    from bloodcell_lib import plans, views
     from bloodcell_lib import study as many
 
-    budget = rows.profile(profile)
-    budget = rows.profile(budget.study or budget.name)
+    budget = plans.profile(profile)
+    budget = plans.profile(budget.study or budget.name)
     tasks = many.grid(_names(experiments), _seeds(seeds) or None, budget.name, progress=False)
-    folder = rows.image_folder(data, profile)
+    folder = views.image_folder(data, profile)
     for view in dict.fromkeys(task.view for task in tasks):  # decoded once, before workers would each do it
-        rows.load_images(budget.name, folder, skip_bad, view=view)
+        views.load_images(budget.name, folder, skip_bad, view=view)
     with many.live_table() as show, _executor(workers, dask) as executor:
         done = many.run_all(tasks, folder, executor, skip_bad, show=show)
     failed = [row for row in done if row.state == "failed"]
@@ -287,12 +287,12 @@ def trust(
     skip_bad: SkipBad = False,
 ) -> None:
     """Analyse this machine's trained networks and record what is found; what is recorded is made anew."""
-    from bloodcell_lib import analyses, analysis, experiments, plans
+    from bloodcell_lib import analyses, analysis, plans, views
 
     device = _device(device)
-    folder = experiments.image_folder(data, profile)
+    folder = views.image_folder(data, profile)
     row = plans.EXPERIMENTS.get(experiment.split("+")[0])  # what was changed by hand does not change what is seen
-    cells = experiments.load_images(profile, folder, skip_bad, view=row and plans.profile(profile).view(row))
+    cells = views.load_images(profile, folder, skip_bad, view=row and plans.profile(profile).view(row))
     subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device, folder=folder)
     for path in analyses.make(subject, [name.strip() for name in only.split(",") if name.strip()] or analyses.NAMES):
         print(f"{path.stem:<12} {path}", flush=True)
@@ -307,7 +307,7 @@ def reader(
     skip_bad: SkipBad = False,
 ) -> None:
     """Teach a network to read how a photograph was taken, from all images; `--normalise` undoes what it reads."""
-    from bloodcell_lib import experiments, export, microscope, plans, records
+    from bloodcell_lib import export, microscope, plans, records, views
     from bloodcell_lib import reader as eyes
 
     budget = plans.profile(profile)
@@ -316,8 +316,8 @@ def reader(
         if budget.disposable:
             raise BloodcellError("The demo gives no results: publish the reader of cpu or full.")
     device = _device(device)
-    folder = experiments.image_folder(data, profile)
-    cells = experiments.load_images(profile, folder, skip_bad, view=(microscope.SIDE, None))
+    folder = views.image_folder(data, profile)
+    cells = views.load_images(profile, folder, skip_bad, view=(microscope.SIDE, None))
     if publish and records.stamp_of(cells.source, budget.name):
         raise BloodcellError(f"The images in {folder} are drawn: publish a reader of photographs.")
     lesson = eyes.Lesson(budget.name, "all", cells, device)
@@ -331,7 +331,7 @@ def figures(
     data: Data = None,
 ) -> None:
     """Draw every figure that the records allow, as PDF and PNG."""
-    from bloodcell_lib import analysis, experiments, paths, plans, records
+    from bloodcell_lib import analysis, paths, plans, records, views
     from bloodcell_lib import figures as draw
     from bloodcell_lib.shelf import published_profile
 
@@ -342,7 +342,7 @@ def figures(
         if not rows:
             raise BloodcellError(f"No records in {home}: make one with `bloodcell train main --profile {profile}`.")
         grid = records.load_records(paths.RUNS / budget.study) if budget.study else rows
-        cells = experiments.load_images(profile, experiments.image_folder(data, profile))
+        cells = views.load_images(profile, views.image_folder(data, profile))
     else:
         home, target = paths.RESULTS / published_profile(), paths.FIGURES
         rows = grid = records.load_records(home)
@@ -379,7 +379,7 @@ def publish(
     ] = "",
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
-    from bloodcell_lib import experiments, plans, records
+    from bloodcell_lib import plans, records, tasks
 
     budget = plans.profile(profile)
     if budget.disposable:
@@ -390,7 +390,7 @@ def publish(
         from bloodcell_lib import export
 
         experiment = experiment or f"{plans.CHOSEN}_final"
-        run = experiments.Task(plans.experiment(experiment).name, 0, budget.name).folder
+        run = tasks.Task(plans.experiment(experiment).name, 0, budget.name).folder
         if not run.exists():
             raise BloodcellError(f"No run in {run}: make it with `bloodcell train {experiment} --profile {profile}`.")
         new = export.export(run)
@@ -482,9 +482,9 @@ def data_check(
     manifest: Annotated[bool, typer.Option("--manifest", help="Also write data/manifest.csv.")] = False,
 ) -> None:
     """Audit a folder: counts, sizes, modes, unreadable files, duplicates."""
-    from bloodcell_lib import audit, experiments
+    from bloodcell_lib import audit, views
 
-    found = audit.check(experiments.image_folder(folder, "demo"))
+    found = audit.check(views.image_folder(folder, "demo"))
     print(audit.summary(found))
     if manifest:
         print(f"\nwritten: {audit.write_manifest(found)}")

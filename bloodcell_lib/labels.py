@@ -92,7 +92,7 @@ def cleaned(subject: Subject) -> dict[str, Any] | None:
     Paired on the same held-out images, whose labels stay as given; None for another recipe than `best_short`, and until
     both are recorded with a common seed (`bloodcell study --experiments best_short,cv_short,cv_pair`, then `cv_clean`).
     accuracy and interval as fractions; the difference, without less with, in points (see `compare.difference`).
-    `experiments.suspected` says what bias remains.
+    `earlier.suspected` says what bias remains.
     """
     if subject.experiment != plans.BASES["labels"]:
         return None

@@ -273,7 +273,7 @@ EXTRA = _named(
     _short("short_halved_scale", "Scale, then shrunk", model=_HALVED, size=2.0, scale=_NEAR),
     # Under `cpu`, as long as short_longer in all.
     _short("short_pretrained", "Learning without labels first", train=TrainConfig(pretrain=4)),
-    # What it is worth to leave out training labels that look wrong; `experiments.suspected` says how.
+    # What it is worth to leave out training labels that look wrong; `earlier.suspected` says how.
     *(_short(f"short_fold{k}", f"Short, fold {k + 1} of 5", "cv_short", part=f"fold{k}") for k in range(1, 5)),
     *(
         _short(f"cv_pair{j}{k}", f"Folds {j + 1} and {k + 1} held out", "cv_pair", part=f"pair{j}{k}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bloodcell_lib import experiments, microscope, plans, reader, travel
+from bloodcell_lib import microscope, plans, reader, travel, views
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.microscope import READ, SIDE
@@ -35,7 +35,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     """
     config = subject.records[0].info["config"]
     part = config["part"]
-    sides = experiments.divide(subject.cells, part)[0], subject.held_out(subject.records[0])
+    sides = views.divide(subject.cells, part)[0], subject.held_out(subject.records[0])
     if plans.profile(subject.profile).disposable:
         sides = tuple(spread(cells, DEMO_IMAGES) for cells in sides)
     train, held_out = (subject.photographs(cells, SIDE) for cells in sides)
@@ -43,11 +43,11 @@ def analyse(subject: Subject) -> dict[str, Any]:
     networks = [subject.network(record) for record in subject.peers(subject.experiment)]
     right: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in KINDS}
     for key, site in {"clean": Site("As it is"), **SITES}.items():
-        views, readings = seen(held_out, site, eye, config["pixels"], config["crop"])
+        shown, readings = seen(held_out, site, eye, config["pixels"], config["crop"])
         if key == "clean":
             left = float((readings == 0).all(1).mean())
         for kind in KINDS:
-            said = [logits(network, views[kind]).argmax(1) for network in networks]
+            said = [logits(network, shown[kind]).argmax(1) for network in networks]
             right[kind][key] = np.stack([(one == held_out.labels).numpy() for one in said])
     return {
         "images": len(held_out),
@@ -66,15 +66,15 @@ def seen(
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """What a network sees of a site's photographs, uint8 (n, 3, pixels, pixels), plain and with what was read undone;
     and what was read, (n, 7)."""
-    views: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+    shown: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     readings = []
     taken = travel.visit(photographs.images, site, SIDE, None)
     for part in taken.permute(0, 2, 3, 1).contiguous().split(PART):
         pictures = [Image.fromarray(one.numpy()) for one in part]
         readings.append(reader.read(eye, np.stack([microscope.look(one) for one in pictures])))
         for kind, undo in zip(KINDS, (np.zeros_like(readings[-1]), readings[-1])):
-            views[kind].append(microscope.undone(pictures, undo, pixels, crop))
-    together = {kind: torch.from_numpy(np.concatenate(views[kind])).permute(0, 3, 1, 2) for kind in KINDS}
+            shown[kind].append(microscope.undone(pictures, undo, pixels, crop))
+    together = {kind: torch.from_numpy(np.concatenate(shown[kind])).permute(0, 3, 1, 2) for kind in KINDS}
     return together, np.concatenate(readings)
 
 

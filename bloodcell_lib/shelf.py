@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bloodcell_lib import experiments, paths, plans
+from bloodcell_lib import paths, plans, views
 from bloodcell_lib.data import SYNTHETIC, CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.records import Record, load_records
@@ -97,11 +97,11 @@ def find(results: str, profile: str) -> Shelf:
 def images_of(record: Record, given: str = "", skip_bad: bool = False) -> CellImages | None:
     """The labelled images that a run saw, at its size; None where they are not on this machine.
 
-    given: their folder, else as `experiments.image_folder` finds it; nothing is drawn for a run on photographs.
+    given: their folder, else as `views.image_folder` finds it; nothing is drawn for a run on photographs.
     """
     if not given and paths.data_folder() is None and record.info["data"]["source"] != SYNTHETIC:
         return None
-    folder = experiments.image_folder(Path(given) if given else None, "demo")
+    folder = views.image_folder(Path(given) if given else None, "demo")
     view = record.info["config"]["pixels"], record.info["config"]["crop"]
-    cells = experiments.load_images(record.profile, folder, skip_bad, progress=False, view=view)
+    cells = views.load_images(record.profile, folder, skip_bad, progress=False, view=view)
     return cells if cells.fingerprint == record.info["data"]["fingerprint"] else None

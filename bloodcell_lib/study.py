@@ -28,10 +28,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from bloodcell_lib import experiments, plans
+from bloodcell_lib import experiments, plans, views
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Task
+from bloodcell_lib.tasks import Task
 
 
 @dataclass
@@ -164,7 +164,7 @@ _ALONE = threading.Lock()
 
 @functools.lru_cache(maxsize=2)
 def _images(profile: str, folder: Path, skip_bad: bool, view: tuple[int, int | None]) -> CellImages:
-    return experiments.load_images(profile, folder, skip_bad, progress=False, view=view)
+    return views.load_images(profile, folder, skip_bad, progress=False, view=view)
 
 
 def execute(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | None, float]:

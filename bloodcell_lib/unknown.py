@@ -16,7 +16,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
-from bloodcell_lib import data, experiments, oddities, plans
+from bloodcell_lib import data, oddities, plans, views
 from bloodcell_lib.analysis import Subject, outputs
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
@@ -53,7 +53,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
     odd = oddities.draw(spread(subject.held_out(own[0]), most[1]).images)
     return {
         "tpr": TPR,
-        "train": min(len(experiments.divide(subject.cells, "split")[0]), most[0]),
+        "train": min(len(views.divide(subject.cells, "split")[0]), most[0]),
         "left_out": left_out,
         "missing": missing,
         "main": compare(subject, own, odd, most),
@@ -67,7 +67,7 @@ def compare(
 
     most: bounds of the training images and of the known ones.
     """
-    train, known = experiments.divide(subject.cells, records[0].info["config"]["part"])
+    train, known = views.divide(subject.cells, records[0].info["config"]["part"])
     train, known = spread(train, most[0]), spread(known, most[1])
     seen, hits, found = [], [], {name: [] for name in unknown}
     named = {name: [] for name in unknown}

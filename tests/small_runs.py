@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bloodcell_lib import analysis, drawn_folder, experiments, paths, plans
-from bloodcell_lib.experiments import Task
+from bloodcell_lib import analysis, drawn_folder, experiments, paths, plans, views
 from bloodcell_lib.plans import Profile
+from bloodcell_lib.tasks import Task
 
 TINY = Profile("demo", pixels=32, crop=200, epochs=2, seeds=(0, 1))
 FOLDS = [(f"cv_fold{k}", 0) for k in range(5)]
@@ -29,7 +29,7 @@ def trained(
         patch.setattr(paths, "CACHE", home / "cache")
         patch.setattr(paths, "RUNS", home / "runs")
         patch.setenv("BLOODCELL_DATA", str(folder))
-        cells = experiments.load_images("demo", folder, progress=False)
+        cells = views.load_images("demo", folder, progress=False)
         for name, seed in runs:
             experiments.run(Task(name, seed, "demo", home / "runs", progress=False, device="cpu"), cells)
         yield analysis.Subject("demo", cells, runs=home / "runs", folder=folder)

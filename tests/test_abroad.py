@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bloodcell_lib import abroad, camera, drawn_folder, experiments, reader, study
+from bloodcell_lib import abroad, camera, drawn_folder, experiments, reader, study, views
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Task
 from bloodcell_lib.reader import Reader
+from bloodcell_lib.tasks import Task
 
 PROFILE = "demo/study"
 ONCE = (("epochs", 1), ("after", ""))
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 def pair(folder):
     """Images as a network sees them, and whole."""
     views = ((64, 200), (360, None))
-    return [experiments.load_images(PROFILE, folder, progress=False, view=view) for view in views]
+    return [views.load_images(PROFILE, folder, progress=False, view=view) for view in views]
 
 
 def test_copies_of_what_is_left_alone_are_the_images_again(pair, monkeypatch):
@@ -54,7 +54,7 @@ def test_each_copy_is_another_and_a_seed_gives_them_again(pair):
 def test_a_run_learns_from_them_and_asks_for_what_it_needs(pair, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "DEMO_EPOCHS", 1)
     task = Task("travelled", 0, PROFILE, tmp_path, ONCE, progress=False)
-    cells = experiments.load_images(PROFILE, folder, progress=False, view=task.view)
+    cells = views.load_images(PROFILE, folder, progress=False, view=task.view)
     with pytest.raises(BloodcellError, match="copies whole photographs: give them"):
         experiments.run(task, cells)
     assert experiments.whole(replace(task, experiment="main"), folder) is None

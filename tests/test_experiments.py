@@ -15,15 +15,15 @@ import torch
 from fake_records import write_records
 from safetensors.torch import load_file
 
-from bloodcell_lib import drawn_folder, experiments, models, paths, plans, records
+from bloodcell_lib import drawn_folder, experiments, models, paths, plans, records, views
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, STUDY
 from bloodcell_lib.reader import shrunk
 from bloodcell_lib.records import Record, in_half, load_record, load_records
+from bloodcell_lib.tasks import Task
 from bloodcell_lib.trainer import Trainer, sha256
 
 PROFILE = "demo/study"
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 def cells(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        found = experiments.load_images(PROFILE, folder, progress=False)
+        found = views.load_images(PROFILE, folder, progress=False)
     return replace(found, images=found.images.clone())
 
 
@@ -231,7 +231,7 @@ def test_a_plan_has_the_profiles_epochs_and_its_seed(name):
 
 def test_parts_of_the_images(cells):
     def sides(part: str) -> tuple[set[str], set[str]]:
-        train, held_out = experiments.divide(cells, part)
+        train, held_out = views.divide(cells, part)
         assert sorted(held_out.labels.tolist()) == list(range(8))
         return set(train.sha256), set(held_out.sha256)
 
@@ -241,12 +241,12 @@ def test_parts_of_the_images(cells):
     folds = [sides(f"fold{k}")[1] for k in range(5)]
     assert set.union(*folds) == everything and sum(map(len, folds)) == 40
     assert folds[0] == held_out
-    pair = [set(side.sha256) for side in experiments.divide(cells, "pair13")]
+    pair = [set(side.sha256) for side in views.divide(cells, "pair13")]
     assert pair[1] == folds[1] | folds[3] and pair[0] == everything - pair[1]
     assert sides("clean2") == sides("fold2")  # as long as no label is suspected
-    fewer, _ = experiments.divide(cells, "clean2", without=[0, 39])
+    fewer, _ = views.divide(cells, "clean2", without=[0, 39])
     assert set(fewer.sha256) == everything - folds[2] - {cells.sha256[0], cells.sha256[39]}
-    train, held_out = experiments.divide(cells, "all")
+    train, held_out = views.divide(cells, "all")
     assert train is cells and held_out is None
 
 
@@ -268,7 +268,7 @@ def test_a_run_goes_on_after_the_one_that_had_the_same_images_and_seed(cells, tm
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_class_that_is_left_out_is_on_neither_side(cells, name):
-    whole, without = (experiments.divide(cells, part) for part in ("split", f"without_{name}"))
+    whole, without = (views.divide(cells, part) for part in ("split", f"without_{name}"))
     for side, all_classes in zip(without, whole):
         assert set(side.labels.tolist()) == set(range(8)) - {CLASS_MAP[name]}
         assert set(side.sha256) < set(all_classes.sha256)
@@ -278,19 +278,19 @@ def test_a_class_that_is_left_out_is_on_neither_side(cells, name):
 def test_a_profile_bounds_the_images_of_a_class(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     monkeypatch.setitem(plans.PROFILES, "few", replace(plans.PROFILES[PROFILE], name="few", per_class=2))
-    few = experiments.load_images("few", folder, progress=False)
+    few = views.load_images("few", folder, progress=False)
     assert sorted(few.labels.tolist()) == sorted([*range(8)] * 2)
-    assert few.fingerprint == experiments.load_images("few", folder, progress=False).fingerprint
+    assert few.fingerprint == views.load_images("few", folder, progress=False).fingerprint
 
 
 def test_a_study_needs_real_images_the_demo_draws_its_own(tmp_path, monkeypatch):
     monkeypatch.delenv("BLOODCELL_DATA", raising=False)
     monkeypatch.setattr(paths, "RAW", tmp_path / "raw")
     with pytest.raises(BloodcellError, match="Profile cpu needs real images: give --data"):
-        experiments.image_folder(None, "cpu")
-    assert experiments.image_folder(tmp_path, "cpu") == tmp_path
+        views.image_folder(None, "cpu")
+    assert views.image_folder(tmp_path, "cpu") == tmp_path
     monkeypatch.setenv("BLOODCELL_DATA", str(tmp_path / "mine"))
-    assert experiments.image_folder(None, "demo") == tmp_path / "mine"
+    assert views.image_folder(None, "demo") == tmp_path / "mine"
 
 
 @pytest.mark.parametrize(
@@ -325,8 +325,8 @@ def test_a_record_says_everything(made, cells):
     assert info["format"] == 1 and info["title"] == "DeepEfficientNet" and info["group"] == "main"
     model = models.build(plan.model)
     assert info["model"] == {"parameters": models.parameters(model), "macs": models.macs(model, budget.pixels)}
-    train, held_out = experiments.divide(cells, "split")
-    sha256 = experiments.split_sha256(train, held_out)
+    train, held_out = views.divide(cells, "split")
+    sha256 = views.split_sha256(train, held_out)
     counts = {"train": 32, "validation": 8, "left_out": 0, "course": False, "source": "synthetic cells"}
     assert info["data"] == {**counts, "fingerprint": cells.fingerprint, "split_sha256": sha256}
     assert [row["epoch"] for row in info["history"]] == [1, 2]
@@ -339,7 +339,7 @@ def test_a_record_says_everything(made, cells):
 
 def test_predictions_are_those_of_the_final_epoch(made, cells):
     task, record = made
-    found, held_out = record.validation(), experiments.divide(cells, "split")[1]
+    found, held_out = record.validation(), views.divide(cells, "split")[1]
     assert found.names == held_out.names and found.labels.tolist() == held_out.labels.tolist()
     assert found.labels.dtype == np.int64 and found.probabilities.dtype == np.float32
     assert (found.predicted == found.labels).mean() == record.info["final_validation_accuracy"]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bloodcell_lib import analysis, experiments, finer, gallery, models
+from bloodcell_lib import analysis, experiments, finer, gallery, models, views
 from bloodcell_lib.augment import NONE
 from bloodcell_lib.cells import FINER_TYPES, finer_type
-from bloodcell_lib.experiments import Task
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.recipe import TrainConfig
+from bloodcell_lib.tasks import Task
 from bloodcell_lib.trainer import Trainer
 
 
@@ -93,7 +93,7 @@ def test_the_row_is_recorded_in_eight_classes_and_read_back(cells, tmp_path, sma
     task = Task("finer_labels", 0, small(32), tmp_path, (("epochs", 1),), device="cpu", progress=False)
     record = experiments.run(task, cells)
     assert record.info["config"]["model"]["finer"] and record.validation().probabilities.shape == (8, 8)
-    held_out = experiments.divide(cells, "split")[1]
+    held_out = views.divide(cells, "split")[1]
     found = analysis.logits(analysis.load_network(record).eval(), held_out.images).softmax(1).numpy()
     assert np.allclose(found, record.validation().probabilities, atol=2e-3)
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from bloodcell_lib import experiments, gallery, noise
+from bloodcell_lib import data, earlier, experiments, gallery, noise, views
 from bloodcell_lib.errors import BloodcellError, OtherRun
-from bloodcell_lib.experiments import Task
+from bloodcell_lib.records import load_record
+from bloodcell_lib.tasks import Task
 
 
 def judged(n: int = 800, wrong: int = 24, seed: int = 0):
@@ -91,26 +92,26 @@ def test_a_fold_is_trained_without_what_the_others_suspect(cells, tmp_path, monk
 
     monkeypatch.setattr(noise, "suspects", suspects)
     record = experiments.run(task("cv_clean1", tmp_path), cells)
-    folds = experiments.data.folds(cells)
+    folds = data.folds(cells)
     assert record.info["data"]["left_out"] == 3 and record.info["data"]["train"] == 29
     held_out = cells.subset(folds[1][1])
     assert record.validation().names == held_out.names  # untouched
     # Each image of the four other folds was judged, by the run that held its fold and this one out.
     order = np.concatenate([folds[j][1] for j in (0, 2, 3, 4)])
     assert seen["labels"].tolist() == cells.labels[torch.from_numpy(order)].tolist()
-    first = experiments.load_record(task("cv_pair01", tmp_path).folder).validation()
+    first = load_record(task("cv_pair01", tmp_path).folder).validation()
     at = [first.names.index(cells.names[i]) for i in folds[0][1]]
     assert np.array_equal(seen["probabilities"][: len(at)], first.probabilities[at])
-    left_out = experiments.suspected(task("cv_clean1", tmp_path), cells)
+    left_out = earlier.suspected(task("cv_clean1", tmp_path), cells)
     assert left_out.tolist() == sorted(order[[3, 0, 10]].tolist())
     assert not set(left_out) & set(folds[1][1])
 
 
 def test_teachers_saw_neither_the_image_nor_the_validation_set(cells, tmp_path):
     pairs = {j: experiments.run(task(f"cv_pair0{j}", tmp_path), cells).validation() for j in range(1, 5)}
-    taught = experiments.teachers(task("short_distilled", tmp_path), cells)
-    train, _ = experiments.divide(cells, "split")
-    fold_of = {cells.names[i]: j for j, (_, at) in enumerate(experiments.data.folds(cells)) for i in at}
+    taught = earlier.teachers(task("short_distilled", tmp_path), cells)
+    train, _ = views.divide(cells, "split")
+    fold_of = {cells.names[i]: j for j, (_, at) in enumerate(data.folds(cells)) for i in at}
     for name, given in zip(train.names, taught.numpy(), strict=True):
         teacher = pairs[fold_of[name]]
         assert np.array_equal(given, teacher.probabilities[teacher.names.index(name)].astype(np.float32))
@@ -118,7 +119,7 @@ def test_teachers_saw_neither_the_image_nor_the_validation_set(cells, tmp_path):
     assert record.info["config"]["train"]["distil"] == 0.5 and record.info["data"]["train"] == 32
     assert record.info["data"]["taught_sha256"] == hashlib.sha256(taught.numpy().tobytes()).hexdigest()
     by_hand = replace(task("best_short", tmp_path), changes=(*task("", tmp_path).changes, ("distil", 0.5)))
-    assert torch.equal(experiments.teachers(by_hand, cells), taught)  # nobody taught the teachers
+    assert torch.equal(earlier.teachers(by_hand, cells), taught)  # nobody taught the teachers
     elsewhere = replace(task("cv_fold1", tmp_path), changes=(("distil", 0.5),))
     with pytest.raises(BloodcellError, match="distil on the split"):
         experiments.run(elsewhere, cells)
@@ -129,11 +130,11 @@ def test_suspects_of_other_images_are_refused(cells, tmp_path):
         experiments.run(task(f"cv_pair{pair}", tmp_path), cells)
     renamed = replace(cells, names=("x.jpg", *cells.names[1:]))
     with pytest.raises(OtherRun, match="other images"):
-        experiments.suspected(task("cv_clean0", tmp_path), renamed)
+        earlier.suspected(task("cv_clean0", tmp_path), renamed)
     shutil.rmtree(task("cv_pair02", tmp_path).folder)
     with pytest.raises(BloodcellError, match="cv_pair02"):
-        experiments.suspected(task("cv_clean0", tmp_path), cells)
+        earlier.suspected(task("cv_clean0", tmp_path), cells)
     other = replace(task("cv_pair02", tmp_path), changes=(("epochs", 2), ("batch_size", 16)))
     shutil.move(experiments.run(other, cells).folder, task("cv_pair02", tmp_path).folder)
     with pytest.raises(OtherRun, match="another configuration"):
-        experiments.suspected(task("cv_clean0", tmp_path), cells)
+        earlier.suspected(task("cv_clean0", tmp_path), cells)

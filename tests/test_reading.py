@@ -9,7 +9,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, documents, experiments, limits, reader, reading, style
+from bloodcell_lib import analysis, answers, documents, limits, reader, reading, style, views
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.microscope import READ
 from bloodcell_lib.reader import Lesson
@@ -31,7 +31,7 @@ def result(subject):
 
 @pytest.fixture(scope="module")
 def eye(subject, result):
-    train = spread(subject.photographs(experiments.divide(subject.cells, "split")[0]), reading.DEMO_IMAGES)
+    train = spread(subject.photographs(views.divide(subject.cells, "split")[0]), reading.DEMO_IMAGES)
     lesson = Lesson("demo", "split", train, runs=subject.runs)
     before = lesson.file.stat().st_mtime_ns
     eye = lesson.taught()
@@ -60,7 +60,7 @@ def test_unchanged_and_plain_is_what_the_run_saw(subject, eye):
 
 
 def test_the_reader_never_saw_what_is_judged(subject, eye):
-    train, held_out = experiments.divide(subject.cells, "split")
+    train, held_out = views.divide(subject.cells, "split")
     assert not set(train.sha256) & set(held_out.sha256)
     kept = Lesson("demo", "split", train, runs=subject.runs).file
     assert reader.about(kept)["images"] == spread(train, reading.DEMO_IMAGES).fingerprint

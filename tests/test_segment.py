@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bloodcell_lib import experiments, segment, synthetic
+from bloodcell_lib import segment, synthetic, views
 from bloodcell_lib.cells import NAMES
 from bloodcell_lib.errors import BloodcellError
 
@@ -107,7 +107,7 @@ def test_otsu_cuts_between_two_levels():
 
 @pytest.mark.skipif(not os.environ.get("BLOODCELL_DATA"), reason="needs the course's images in BLOODCELL_DATA")
 def test_a_cell_is_found_in_real_images():
-    cells = experiments.load_images("cpu", experiments.image_folder(None, "cpu"), progress=False)
+    cells = views.load_images("cpu", views.image_folder(None, "cpu"), progress=False)
     some = cells.subset(range(0, len(cells), 20))
     masks = segment.segment(some.images)
     area = masks.cell.float().mean((1, 2)).numpy()

@@ -77,7 +77,7 @@ def test_images_are_given_only_where_they_are_the_records(places):
     assert not (places / "runs").exists() and not (places / "cache").exists(), "nothing is drawn to no purpose"
     drawn = drawn_folder.write(places / "drawn", per_class=2, test=0)
     assert shelf.images_of(record, str(drawn)) is None
-    cells = shelf.experiments.load_images("cpu", drawn, progress=False)
+    cells = shelf.views.load_images("cpu", drawn, progress=False)
     path = record.folder / "record.json"
     info = json.loads(path.read_text())
     info["data"]["fingerprint"] = cells.fingerprint

@@ -19,12 +19,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from bloodcell_lib import drawn_folder, experiments, paths, plans, study
+from bloodcell_lib import drawn_folder, experiments, paths, plans, study, views
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.experiments import Task
 from bloodcell_lib.plans import EXPERIMENTS, STUDY
 from bloodcell_lib.records import load_records
 from bloodcell_lib.study import InProcess, Processes, Progress, dask_executor, grid, run_all
+from bloodcell_lib.tasks import Task
 
 PROFILE = "demo/study"
 LITE = "efficientnet_lite"
@@ -141,7 +141,7 @@ def test_each_run_gets_the_images_that_its_row_sees(tmp_path, images):
     assert [row.state for row in found] == ["done", "done"]
     seen = {r.info["config"]["pixels"]: r.info["model"]["macs"] for r in load_records(tmp_path / PROFILE)}
     assert list(seen) == [64, 80] and seen[80] > 1.5 * seen[64]
-    small = experiments.load_images(PROFILE, images, progress=False)
+    small = views.load_images(PROFILE, images, progress=False)
     with pytest.raises(BloodcellError, match=r"short_wide.epochs=2 wants 64 pixels, not 80"):
         wide = tasks(tmp_path, ("short_wide",), (0,), 2)[0]
         experiments.run(wide, replace(small, images=torch.zeros(len(small), 3, 80, 80, dtype=torch.uint8)))

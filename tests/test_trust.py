@@ -9,7 +9,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, cli, experiments, paths, plans, records, trust
+from bloodcell_lib import analysis, answers, cli, paths, plans, records, trust, views
 from bloodcell_lib.errors import BloodcellError
 
 
@@ -119,7 +119,7 @@ def test_numbers_that_json_lacks_become_null(subject, tmp_path):
 
 def test_an_unknown_analysis_is_told(subject, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", subject.runs)
-    monkeypatch.setattr(experiments, "load_images", lambda *a, **k: subject.cells)
-    monkeypatch.setattr(experiments, "image_folder", lambda *a, **k: paths.ROOT)
+    monkeypatch.setattr(views, "load_images", lambda *a, **k: subject.cells)
+    monkeypatch.setattr(views, "image_folder", lambda *a, **k: paths.ROOT)
     with pytest.raises(BloodcellError, match="Unknown analysis 'x'"):
         cli.app(["trust", "--only", "x"], standalone_mode=False)

@@ -11,7 +11,7 @@ import small_runs
 import torch
 from sklearn import metrics
 
-from bloodcell_lib import analysis, cli, data, experiments, plans, unknown
+from bloodcell_lib import analysis, cli, data, plans, unknown, views
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 
 
@@ -38,8 +38,8 @@ def test_it_works_on_the_classes_that_are_there_and_says_which(result):
 
 
 def test_the_command_records_it(subject, result, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "load_images", lambda *a, **k: subject.cells)
-    monkeypatch.setattr(experiments, "image_folder", lambda *a, **k: None)
+    monkeypatch.setattr(views, "load_images", lambda *a, **k: subject.cells)
+    monkeypatch.setattr(views, "image_folder", lambda *a, **k: None)
     monkeypatch.setattr(analysis, "Subject", functools.partial(analysis.Subject, runs=subject.runs))
     cli.app(["trust", "--only", "unknown", "--device", "cpu"], standalone_mode=False)
     path = subject.runs / "demo" / "analyses" / "unknown.json"
@@ -85,7 +85,7 @@ def test_a_demo_is_bounded_a_study_is_not(subject, monkeypatch):
 
 def test_scores_are_those_of_the_papers(subject):
     record = subject.of("without_platelet")[0]
-    train, held_out = experiments.divide(subject.cells, "without_platelet")
+    train, held_out = views.divide(subject.cells, "without_platelet")
     network = subject.network(record)
     scores, said = unknown.Judge(network, train)(held_out.images)
     given = analysis.logits(network, held_out.images).double()[:, :7]

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from bloodcell_lib import data, drawn_folder, experiments, export, models, paths
-from bloodcell_lib.experiments import Task
+from bloodcell_lib import data, drawn_folder, experiments, export, models, paths, views
 from bloodcell_lib.models import Classifier, ModelConfig
+from bloodcell_lib.tasks import Task
 
 
 def publish(home: Path) -> None:
@@ -26,7 +26,7 @@ def publish(home: Path) -> None:
 def make(home: Path) -> Path:
     folder = drawn_folder.write(home / "cells", per_class=8, test=8, workers=1)
     (folder / "synthetic.json").unlink()
-    cells = replace(experiments.load_images("cpu", folder), source="course images")  # those of drawn cells are refused
+    cells = replace(views.load_images("cpu", folder), source="course images")  # those of drawn cells are refused
     task = Task("final", 0, "cpu", home / "runs", changes=(("epochs", 1), ("batch_size", 16)), progress=False)
     run = experiments.run(task, cells).folder
     run = run.parent.rename(run.parent.with_name("final")) / "seed0"
