@@ -5,13 +5,11 @@ Each is "" or says so where what it tells is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-
-import pandas as pd
+from collections.abc import Collection, Sequence
 
 from bloodcell_lib import answers
-from bloodcell_lib.compare import BEYOND, Difference, averaged, difference, in_sentence, out_of_fold, title_of
-from bloodcell_lib.latex import count, escape, join, number, plural, signed
+from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
+from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import BASES, EXTRA, RECIPES
 from bloodcell_lib.reached import cross_validation, foremost, headline, rightly, unseen
@@ -25,23 +23,18 @@ def best(study: Study) -> str:
     """What the best recipe is and reaches, and by how much it is ahead on images outside each network's training."""
     if not study.runs("best"):
         return headline(study, "best")
-    told = [headline(study, "best"), recipe(study), cross_validation(study, "best"), lead(study)]
+    told = [recipe(study), cross_validation(study, "best")]
     return " ".join(filter(None, [*told, unseen(study, "best")]))
 
 
 def recipe(study: Study) -> str:
-    """The best recipe in words, from its record, with what it costs beside the main one."""
-    best, main = (next((run.info for run in study.runs(name)), None) for name in ("best", "main"))
-    sizes = [
-        f"{number(i['model']['parameters'] / 1e6, 2)} million parameters, {number(i['model']['macs'] / 1e6)} million "
-        f"operations an image, {i['config']['train']['epochs']} epochs"
-        for i in (best, main)
-        if i
-    ]
+    """The best recipe in words, from its record."""
+    best = study.runs("best")[0].info
     turns = " and quarter turns" if best["config"]["augment"].get("turns") else ""
+    millions = number(best["model"]["parameters"] / 1e6, 2)
     return (
-        f"It trains {_network(best)} with flips{turns} as its only augmentation and the main recipe's other settings "
-        f"({'; main: '.join(sizes)})."
+        f"The best recipe trains {_network(best)} of {millions} million parameters with flips{turns} as its only "
+        "augmentation and the main recipe's other settings."
     )
 
 
@@ -64,54 +57,11 @@ def best_in_short(study: Study) -> str:
     )
 
 
-def lead(study: Study) -> str:
-    """By how much the best recipe is ahead of the main one, out of fold; "" before both are cross-validated."""
-    ahead = difference(*(out_of_fold(study.folds(name)) for name in ("best", "main")))
-    if not ahead.seeds:
-        return ""
-    return (
-        rf"It names {_points(ahead)} of these images rightly than {RECIPES['main']} does (95\,\% interval of the "
-        f"difference {_between(ahead)}, over images, one network a fold)."
-    )
-
-
-def gain(study: Study, name: str) -> str:
-    """By how much a recipe that goes on from the best one is ahead of it, on the folds that had no say in what it is,
-    all but the split, as the end of a parenthesis; "" before both are cross-validated."""
-    ours, theirs = (study.folds(one)[1:] for one in (name, "best"))
-    ahead = difference(out_of_fold(ours), out_of_fold(theirs))
-    if not ahead.seeds:
-        return ""
-    return f"; on the {len(ours)} folds that had no say in this {signed(ahead.mean)} points, {_between(ahead)}"
-
-
-def _points(ahead: Difference) -> str:
-    return f"{number(abs(ahead.mean), 2)} points {'more' if ahead.mean > 0 else 'less'}"
-
-
-def _between(ahead: Difference) -> str:
-    return f"{signed(ahead.low)} to {signed(ahead.high)}"
-
-
 def further(study: Study) -> str:
-    """What recipes reach that go on from the best one, on the split before they are cross-validated, and all averaged
-    that are; "" where none is recorded."""
-    told, split, recipes = [], [], [study.folds("best")]
-    for name, words in CHANGED.items():
-        judged = out_of_fold(study.folds(name))
-        if judged.empty:
-            split.append(_on_the_split(study, name, words))
-            continue
-        (share, images, interval), info = rightly(judged), study.runs(name)[0].info
-        told.append(f"{words(info)}, it names {share} of the {images} rightly ({interval}{gain(study, name)}).")
-        recipes.append(study.folds(name))
-    together = averaged(*recipes) if len(recipes) > 1 else pd.DataFrame()
-    if not together.empty:
-        share, _, interval = rightly(together)
-        both = "both" if len(recipes) == 2 else "all"
-        told.append(f"With the probabilities of {both} recipes averaged, {share} are named rightly ({interval}).")
-    told.append(symmetric(study))
-    return " ".join(filter(None, told + split))
+    """Which recipes go on from the best one, and what they reach together; "" where none is recorded."""
+    found = [f"{name}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
+    told = f"What goes on from it: {'; '.join(found)}." if found else ""
+    return " ".join(filter(None, [told, symmetric(study)]))
 
 
 def symmetric(study: Study) -> str:
@@ -122,51 +72,33 @@ def symmetric(study: Study) -> str:
         return ""
     share, low, high = (number(100 * found["tta"][key], 2) for key in ("accuracy", "low", "high"))
     return (
-        rf"Over the eight symmetries too, {join([RECIPES[name] for name in found['experiments']])} together name "
+        rf"Averaged over the eight symmetries, {join([RECIPES[name] for name in found['experiments']])} together name "
         rf"{share}\,\% rightly (95\,\% interval {low} to {high}\,\%)."
     )
 
 
-def _on_the_split(study: Study, name: str, words: Callable[[dict], str]) -> str:
-    row = study.row(name)
-    if not row or not row["common_seeds"]:
-        return ""
-    reached = number(100 * row["mean"], 2)
-    interval = rf"95\,\% interval {signed(row['low'])} to {signed(row['high'])}, {plural(row['common_seeds'], 'seed')}"
-    return (
-        rf"{words(study.runs(name)[0].info)}, it reaches {reached}\,\% of the split's {count(row['images'])} images, "
-        f"{signed(row['difference'])} points from without ({interval}); this is not cross-validated yet."
-    )
-
-
 def _magnified(info: dict) -> str:
-    size, crop, macs = info["config"]["pixels"], info["config"]["crop"], number(info["model"]["macs"] / 1e6)
-    return (
-        rf"Magnified, the central {crop} pixels of a photograph as {size} $\times$ {size} ({macs} million operations)"
-    )
+    size, crop = info["config"]["pixels"], info["config"]["crop"]
+    return rf"the central {crop} pixels of a photograph as {size} $\times$ {size}"
 
 
 def _hardy(info: dict) -> str:
-    size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
-    return (
-        rf"Turned by any angle, scaled, stained and blurred a little at {size} $\times$ {size}, then halved, for "
-        f"{epochs} epochs (the hardy recipe)"
-    )
+    size = info["config"]["pixels"]
+    return rf"turned by any angle, scaled, stained and blurred a little at {size} $\times$ {size}, then halved"
 
 
 def _seasoned(info: dict) -> str:
-    size, train = info["config"]["pixels"], info["config"]["train"]
+    size = info["config"]["pixels"]
     return (
-        rf"Magnified, and going on for {train['epochs']} epochs at {size} $\times$ {size} with the hardy recipe's "
-        "changes, a little of another light and JPEG files (the seasoned recipe)"
+        rf"the magnified networks going on at {size} $\times$ {size} with such changes, a little of another light and "
+        "JPEG files"
     )
 
 
 def _travelled(info: dict) -> str:
-    train = info["config"]["train"]
     return (
-        f"Seasoned, and going on for {train['epochs']} epochs with {train['copies']} more pictures of each image, as "
-        "they come back from simulated sites, read and undone (the travelled recipe)"
+        f"these going on with {info['config']['train']['copies']} more pictures of each image, as other sites would "
+        "take it and the reader below gives it back"
     )
 
 
@@ -240,29 +172,21 @@ def doubts(study: Study) -> str:
 
 
 def undone(study: Study) -> str:
-    """What reading from each photograph how it was taken gains the best recipe, and the last one that goes on from it
-    of which that is analysed; "" before that is analysed of the best one."""
-    if "reading_best" not in study.analyses:
+    """What reading from each photograph how it was taken gains the last of our recipes of which that is analysed; ""
+    before it is."""
+    read = [name for name in ("best", *CHANGED) if f"reading_{name}" in study.analyses]
+    if not read:
         return ""
-    result = study.analyses["reading_best"]["result"]
+    result = study.analyses[f"reading_{read[-1]}"]["result"]
     plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
     before, after = (answers.kept(result, kind) for kind in ("plain", "undone"))
     both = [number(100 * kind["sites"]["all"]["accuracy"], 1) for kind in (plain, undone)]
     goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
     points = signed(undone["difference"]["points"])
-    told = (
-        "A second network, which taught itself to read how a photograph was taken, so that this can be undone, "
-        "takes the simulated sites (another magnification, field, light, stain, blur or JPEG) where the best recipe "
+    return (
+        "A second network, which taught itself to read how a photograph was taken, so that this can be undone, takes "
+        f"the simulated sites (another magnification, field, light, stain, blur or JPEG) where {RECIPES[read[-1]]} "
         rf"keeps {goal} in a hundred of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
         rf"is changed from {both[0]} to {both[1]}\,\%; unchanged pictures: {points} points "
         f"({plural(undone['seeds'], 'seed')})."
     )
-    if last := [name for name in CHANGED if f"reading_{name}" in study.analyses][-1:]:
-        result = study.analyses[f"reading_{last[0]}"]["result"]
-        ours = result["experiments"]["undone"]
-        changed, clean = (number(100 * row["accuracy"], 1) for row in (ours["sites"]["all"], ours["clean"]))
-        told += (
-            rf" With it, {RECIPES[last[0]]} keeps as much at {answers.kept(result, 'undone')}, and {changed}\,\% where "
-            rf"all is changed; {clean}\,\% of unchanged pictures are named rightly."
-        )
-    return told

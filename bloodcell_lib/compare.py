@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from bloodcell_lib import models
-from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, image_index, macro_f1, validated, wilson
+from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import BASES, EXPERIMENTS, TRIED
 from bloodcell_lib.records import Record, is_demo
@@ -78,20 +78,10 @@ def out_of_fold(parts: Sequence[Sequence[Record]]) -> pd.DataFrame:
     return pd.DataFrame() if any(frame.empty for frame in frames) else pd.concat(frames, join="inner")
 
 
-def averaged(*recipes: Sequence[Sequence[Record]]) -> pd.DataFrame:
-    """`out_of_fold` of several recipes' mean probabilities, on the first seed that all have; each recipe's parts hold
-    out the same images. Empty where there is no such seed."""
-    seeds = [{record.seed for record in part} for parts in recipes for part in parts]
-    if not (common := set.intersection(*seeds)):
-        return pd.DataFrame()
-    seed, frames = min(common), []
-    for parts in zip(*recipes, strict=True):
-        runs = [record.validation() for part in parts for record in part if record.seed == seed]
-        if any(run.names != runs[0].names for run in runs):
-            return pd.DataFrame()
-        called = np.mean([run.probabilities for run in runs], axis=0).argmax(1)
-        frames.append(pd.DataFrame({seed: called}, index=image_index(runs[0].labels, runs[0].names)))
-    return pd.concat(frames)
+def share(judged: pd.DataFrame) -> tuple[float, float, float]:
+    """The share of `out_of_fold`'s images that its first seed names rightly, with Wilson's interval."""
+    right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)
+    return right / n, *wilson(right, n)
 
 
 def disagreements(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
+from bloodcell_lib.travel import ALONE
 
 REFERENCE_PIXELS, REFERENCE_EPOCHS, REFERENCE_IMAGES = 224, 50, 640  # as the reference states them; 640: validation
 LEVEL = r"95\,\%"  # of every interval, in `evaluate` and `compare`
@@ -153,7 +154,9 @@ class Study:
 def macros(study: Study, stamp: str) -> dict[str, str]:
     """Name without backslash -> LaTeX text, for every number of the report."""
     found = {"Stamp": escape(stamp), "ProfileName": escape(study.profile.partition("/")[0])}
-    found |= {"Level": LEVEL, **NAMES} | {f"Published{row.name}": row.text for row in PUBLISHED}
+    found |= {"Level": LEVEL, "TravelGoal": number(100 * ALONE), **NAMES} | {
+        f"Published{row.name}": row.text for row in PUBLISHED
+    }
     found |= _data(study) | _recipe(study) | _measured(study) | _claims(study)
     return found
 

@@ -75,10 +75,9 @@ def foremost(study: Study) -> str | None:
 
 
 def rightly(judged: pd.DataFrame) -> tuple[str, str, str]:
-    """The share of `compare.out_of_fold`'s images that its first seed names rightly, of how many, Wilson's interval."""
-    right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)
-    low, high = (100 * bound for bound in evaluate.wilson(right, n))
-    return rf"{number(100 * right / n, 2)}\,\%", count(n), rf"95\,\% interval {number(low, 2)} to {number(high, 2)}\,\%"
+    """`compare.share` of images in words, of how many, and its interval."""
+    share, low, high = (number(100 * value, 2) for value in compare.share(judged))
+    return rf"{share}\,\%", count(len(judged)), rf"95\,\% interval {low} to {high}\,\%"
 
 
 def classes(study: Study, name: str = "main") -> str:

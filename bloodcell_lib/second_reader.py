@@ -13,7 +13,7 @@ import pandas as pd
 
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.compare import out_of_fold
-from bloodcell_lib.latex import count, join, number, plural
+from bloodcell_lib.latex import count, number, plural
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import RECIPES
 from bloodcell_lib.reached import foremost
@@ -66,14 +66,18 @@ def sentence(study: Study) -> str:
         return ""
     first, *others = wrong.columns
     touched = pd.Series([*wrong.index.get_level_values("label"), *wrong[first]]).value_counts()
-    same = [f"{RECIPES[name]} to {int((wrong[name] == wrong[first]).sum())}" for name in others]
+    same = sorted(int((wrong[name] == wrong[first]).sum()) for name in others)
     told = (
         f"Of {RECIPES[first]}'s {plural(len(wrong), 'mistake')} outside of training, {touched.iloc[0]} have "
-        f"{TITLES[touched.index[0]].lower()} as their label or as the answer. Networks of other recipes, which did not "
-        f"see these images either, give the same wrong answer: {join(same)}"
+        f"{TITLES[touched.index[0]].lower()} as their label or as the answer. The networks of "
     )
-    if len(same) > 1:
-        told += f", all to {int(agreed(wrong).sum())}"
+    if len(others) == 1:
+        told += f"{RECIPES[others[0]]}, which did not see these images either, give the same wrong answer to {same[0]}"
+    else:
+        told += (
+            f"{len(others)} other recipes, which did not see these images either, give the same wrong answer to "
+            f"{same[0]} to {same[-1]}, all to {int(agreed(wrong).sum())}"
+        )
     share = number(100 * agreed(wrong).sum() / len(called), 1)
     return (
         rf"{told} ({share}\,\% of {count(len(called))}). There the label is wrong, the cell looks like another type, "

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bloodcell_lib import evaluate
+from bloodcell_lib import analysis, answers, evaluate
+from bloodcell_lib.compare import difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import STUDY
+from bloodcell_lib.plans import RECIPES, STUDY
 from bloodcell_lib.unknown import SCORES, means
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
@@ -47,7 +48,7 @@ class Table:
 
 def tables(study: Study) -> dict[str, str]:
     """File name -> LaTeX of a tabular."""
-    makers = (recipe, models, ablations, per_class, claims, trust)
+    makers = (recipe, models, ablations, recipes, per_class, claims, trust)
     return {f"{make.__name__}.tex": make(study).latex() for make in makers}
 
 
@@ -108,6 +109,61 @@ def ablations(study: Study) -> Table:
                 small = p is not None and p < 0.001
                 rows.append((row.title, _accuracy(study.row(name)), "$<$0.001" if small else number(p, 3)))
     return Table("lrr", ("Experiment", r"Accuracy (\%)", "$p$"), rows)
+
+
+def recipes(study: Study) -> Table:
+    """Recipes of ours beside the main one, and averaged: what they cost and reach, out of fold and at simulated sites
+    where what the reader reads of a photograph is undone."""
+    best, rows = study.folds("best")[1:], []
+    for name in (name for name in RECIPES if name != "best_short"):
+        folds, row = study.folds(name), study.row(name)
+        if not row:
+            continue
+        judged, ahead = out_of_fold(folds), difference(out_of_fold(folds[1:]), out_of_fold(best))
+        gain = {"difference": ahead.mean, "low": ahead.low, "high": ahead.high}
+        rows.append(
+            (
+                name.capitalize(),
+                " + ".join(_epochs(study, name)),
+                number(row["macs"] / 1e6),
+                _accuracy(row),
+                DASH if judged.empty else _share(*share(judged), digits=2),
+                "" if name == "best" else _difference(gain),
+                *_undone(study, name),
+            )
+        )
+    for words, found in _together(study):
+        rows.append((words, "", "", "", _share(*found, digits=2), "", "", ""))
+    head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All changed")
+    units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
+    return Table("lrrrrrrr", head, rows, units)
+
+
+def _epochs(study: Study, name: str) -> list[str]:
+    """The epochs of a recipe and of those that it goes on after, the first one's first."""
+    train = study.runs(name)[0].info["config"]["train"]
+    earlier = train.get("after", "")
+    return [*(_epochs(study, earlier) if study.runs(earlier) else []), str(train["epochs"])]
+
+
+def _undone(study: Study, name: str) -> tuple[str, str]:
+    """At how many sites of one change each a recipe keeps the goal, and the accuracy where all is changed."""
+    found = analysis.of_experiment(study.analyses, name).get("reading")
+    if found is None:
+        return DASH, DASH
+    result = found["result"]
+    every = result["experiments"]["undone"]["sites"]["all"]["accuracy"]
+    return f"{answers.kept(result, 'undone')} of {len(result['sites']) - 1}", number(100 * every, 1)
+
+
+def _together(study: Study) -> list[tuple[str, tuple[float, float, float]]]:
+    """What most recipes reach with their probabilities averaged, without and with the eight symmetries."""
+    results = (content["result"].get("together") for content in study.analyses.values())
+    found = max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
+    if found is None:
+        return []
+    kinds = {f"{len(found['experiments'])} averaged": "plain", "\\quad over symmetries": "tta"}
+    return [(words, tuple(found[kind][key] for key in ("accuracy", "low", "high"))) for words, kind in kinds.items()]
 
 
 def per_class(study: Study, name: str = "main") -> Table:
@@ -218,11 +274,12 @@ def _labels(result: dict) -> list[Sequence[str]]:
     return [("Labels", "wrong, by estimate", _share(wrong["share"], wrong["low"], wrong["high"]))]
 
 
-def _share(value: float | None, low: float | None, high: float | None) -> str:
+def _share(value: float | None, low: float | None, high: float | None, digits: int = 1) -> str:
     """Fractions, of which there may be none, in per cent."""
     if value is None or low is None or high is None:
         return DASH
-    return f"{number(100 * value, 1)} [{number(100 * low, 1)}, {number(100 * high, 1)}]"
+    value, low, high = (number(100 * x, digits) for x in (value, low, high))
+    return f"{value} [{low}, {high}]"
 
 
 SHORTER = {

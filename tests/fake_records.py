@@ -127,6 +127,8 @@ def _write(target: Path, name: str, seed: int, epochs: int, images: int, profile
                 "learning_rate": 0.001,
                 "weight_decay": 0.0 if baseline else 1e-4,
                 "schedule": EXPERIMENTS[name].train.schedule,
+                "after": EXPERIMENTS[name].train.after,
+                "copies": EXPERIMENTS[name].train.copies,
             },
             "augment": {"flips": name != "aug_none", "rotation": 30.0, "turns": EXPERIMENTS[name].augment.turns},
             "pixels": 112,

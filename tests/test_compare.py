@@ -314,17 +314,3 @@ def test_memory_is_tested_at_the_size_it_was_claimed_at(tmp_path):
 )
 def test_a_proper_name_keeps_its_capital_inside_of_a_sentence(title, inside):
     assert compare.in_sentence(title) == inside
-
-
-def test_recipes_are_averaged_on_a_seed_and_on_images_that_both_have(tmp_path):
-    write_records(tmp_path / "a", ["best", "main"], seeds=(0, 1))
-    write_records(tmp_path / "b", ["magnified", "best_fold1"], seeds=(1,))
-    runs = {(r.experiment, r.seed): r for folder in "ab" for r in load_records(tmp_path / folder)}
-    best, main = ([runs[name, seed] for seed in (0, 1)] for name in ("best", "main"))
-    seed = compare.averaged([best], [[runs["magnified", 1]]])
-    assert list(seed.columns) == [1] and len(seed) == 640
-    pooled = sum(runs[name, 1].validation().probabilities for name in ("best", "magnified"))
-    assert np.array_equal(seed[1], pooled.argmax(1))
-    assert compare.averaged([best[:1]], [[runs["magnified", 1]]]).empty, "no seed in common"
-    assert compare.averaged([best], [[runs["best_fold1", 1]]]).empty, "other images"
-    assert list(compare.averaged([best], [main]).columns) == [0]
