@@ -28,7 +28,7 @@ from bloodcell_lib import (
     verdicts,
 )
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.latex import join, plural
+from bloodcell_lib.latex import count, join, plural
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import PROFILES, RECIPES
 from bloodcell_lib.predict import load_set
@@ -178,9 +178,10 @@ def accuracy(study: Study, name: str = "main") -> str:
 
 
 def provenance(study: Study) -> str:
-    """What the runs were made with."""
-    commits = dict.fromkeys(str(record.info["commit"]) for record in study.records)
-    return f"Made with PyTorch {' and '.join(study.versions)}, at commit {', '.join(commits)}."
+    """What the runs were made with, by the first one's commit and how many others."""
+    first, *others = dict.fromkeys(str(record.info["commit"]) for record in study.records)
+    more = f" and {count(len(others))} more, which the records name" if others else ""
+    return f"Made with PyTorch {' and '.join(study.versions)}, at commit {first}{more}."
 
 
 def other_budget(study: Study) -> str:
