@@ -338,7 +338,7 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     rows = {row[0]: row[1:] for row in tables.recipes(study).rows}
     assert list(rows) == ["Best", "Magnified", "Hardy", "Seasoned"]
     hits = {
-        name: [[r.validation() for r in study.runs(fold)][0] for fold in FOLDS[name]] for name in ("best", "magnified")
+        name: [next(r.validation() for r in study.runs(fold)) for fold in FOLDS[name]] for name in ("best", "magnified")
     }
     shares = {name: [100 * (run.predicted == run.labels).mean() for run in runs] for name, runs in hits.items()}
     for name, own in shares.items():
