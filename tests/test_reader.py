@@ -45,15 +45,10 @@ def test_it_learns_to_read_what_was_done(photographs, learnt):
 
 
 def test_what_is_drawn_is_what_is_told(photographs):
-    seen, truth = reader.elsewhere(photographs.repeat(4, 1, 1, 1), torch.Generator().manual_seed(0))
-    assert seen.shape == (384, 3, LOOK, LOOK) and seen.min() >= 0 and seen.max() < 1 + 1e-5
-    assert truth.shape == (384, len(READ)) and np.log(0.45) <= truth[:, 0].min() and truth[:, 0].max() <= np.log(3.3)
-    # One draw says of light, of dyes and of magnification whether it is changed.
-    for some in ([0], [1, 2, 3], [4, 5]):
-        left = (truth[:, some] == 0).all(1)
-        assert torch.equal(left, (truth[:, some] == 0).any(1)) and left.float().mean() == pytest.approx(0.2, abs=0.07)
-    again = reader.elsewhere(photographs.repeat(4, 1, 1, 1), torch.Generator().manual_seed(0))
-    assert torch.equal(seen, again[0]) and torch.equal(truth, again[1])
+    seen, truth = reader.elsewhere(photographs.repeat(2, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert seen.shape == (192, 3, LOOK, LOOK) and seen.min() >= 0 and seen.max() <= 1
+    how = camera.drawn(192, torch.Generator().manual_seed(0))
+    assert torch.equal(truth, torch.column_stack([how.zoom.log(), how.light.log(), how.dyes.log(), 100 * how.blur]))
     assert truth[:, 6].min() == 0 and 0.7 < truth[:, 6].max() <= 0.8
     step = seen.diff(dim=3).abs().mean((1, 2, 3))
     alike = truth[:, 0].abs() < 0.4  # of about the same magnification
