@@ -72,14 +72,14 @@ def symmetric(study: Study) -> str:
         return ""
     share, low, high = (number(100 * found["tta"][key], 2) for key in ("accuracy", "low", "high"))
     return (
-        rf"Averaged over the eight symmetries, {join([RECIPES[name] for name in found['experiments']])} together name "
+        rf"Averaged over the eight symmetries, {join(sorted(found['experiments']))} together name "
         rf"{share}\,\% rightly (95\,\% interval {low} to {high}\,\%)."
     )
 
 
 def _magnified(info: dict) -> str:
     size, crop = info["config"]["pixels"], info["config"]["crop"]
-    return rf"the central {crop} pixels of a photograph as {size} $\times$ {size}"
+    return rf"the central {crop} pixels as {size} $\times$ {size}"
 
 
 def _hardy(info: dict) -> str:
@@ -90,15 +90,15 @@ def _hardy(info: dict) -> str:
 def _seasoned(info: dict) -> str:
     size = info["config"]["pixels"]
     return (
-        rf"the magnified networks going on at {size} $\times$ {size} with such changes, a little of another light and "
-        "JPEG files"
+        rf"the magnified networks going on at {size} $\times$ {size} with such changes, a little other light and JPEG "
+        "files"
     )
 
 
 def _travelled(info: dict) -> str:
     return (
-        f"these going on with {info['config']['train']['copies']} more pictures of each image, as other sites would "
-        "take it and the reader below gives it back"
+        f"these going on with {info['config']['train']['copies']} more pictures of each image, as other sites take it "
+        "and the reader below gives it back"
     )
 
 

@@ -151,8 +151,8 @@ def results(study: Study) -> str:
     )
     own = (
         f"Sites kept: of the simulated ones, at how many a recipe keeps {100 * ALONE:.0f} in a hundred of its accuracy "
-        "on unchanged pictures, once what the reader reads of each photograph is undone. All changed: its accuracy at "
-        "the site that changes all at once."
+        "on unchanged pictures, once what the reader reads of each photograph is undone. All: its accuracy at the "
+        "site that changes all at once."
     )
     parts = [
         _paragraph(*told),

@@ -303,7 +303,7 @@ RECIPES = {
     "travelled": "the travelled recipe",
     "best_short": "the best recipe cut short",
 }
-CHOSEN = "hardy"  # the one whose weights `predict` has, from a run on all images
+CHOSEN = "travelled"  # the one whose weights `predict` has, from a run on all images
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {
     "lever": "aug_flips",

@@ -124,7 +124,7 @@ def recipes(study: Study) -> Table:
         rows.append(
             (
                 name.capitalize(),
-                " + ".join(_epochs(study, name)),
+                "+".join(_epochs(study, name)),
                 number(row["macs"] / 1e6),
                 _accuracy(row),
                 DASH if judged.empty else _share(*share(judged), digits=2),
@@ -134,16 +134,18 @@ def recipes(study: Study) -> Table:
         )
     for words, found in _together(study):
         rows.append((words, "", "", "", _share(*found, digits=2), "", "", ""))
-    head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All changed")
+    head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)
 
 
 def _epochs(study: Study, name: str) -> list[str]:
-    """The epochs of a recipe and of those that it goes on after, the first one's first."""
+    """The epochs of a recipe and of those that it goes on after, the first one's first; times the pictures that one of
+    them shows of an image, if these are several."""
     train = study.runs(name)[0].info["config"]["train"]
-    earlier = train.get("after", "")
-    return [*(_epochs(study, earlier) if study.runs(earlier) else []), str(train["epochs"])]
+    earlier, shown = train.get("after", ""), 1 + train.get("copies", 0)
+    own = str(train["epochs"]) + (rf"$\times${shown}" if shown > 1 else "")
+    return [*(_epochs(study, earlier) if study.runs(earlier) else []), own]
 
 
 def _undone(study: Study, name: str) -> tuple[str, str]:

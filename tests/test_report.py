@@ -324,7 +324,7 @@ def test_what_most_recipes_reach_together_is_told():
         "trust_seasoned": together("seasoned", "magnified", "hardy", accuracy=0.98),
     }
     told = beyond.symmetric(Study.of([], "cpu", found))
-    every = "the seasoned recipe, the best recipe magnified and the hardy recipe together"
+    every = "hardy, magnified and seasoned together"
     assert every in told and r"name 98.00\,\% rightly (95\,\% interval 90.00 to 99.00\,\%)" in told
     assert beyond.symmetric(Study.of([], "cpu")) == ""
 
@@ -347,7 +347,7 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     assert rows["Magnified"][4].startswith(latex.signed(ahead)) and rows["Best"][4] == ""
     assert rows["Hardy"][3:5] == ("--", "--"), "a fold is missing"
     epochs = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned")]
-    assert rows["Seasoned"][0] == f"{epochs[0]} + {epochs[1]}" and rows["Magnified"][0] == str(epochs[0])
+    assert rows["Seasoned"][0] == f"{epochs[0]}+{epochs[1]}" and rows["Magnified"][0] == str(epochs[0])
     # The abstract tells the recipe whose weights are published, once it is cross-validated.
     assert rf"names {np.mean(shares['best']):.2f}\,\% of all 3,200" in beyond.best_in_short(study)
     write_records(tmp_path, [name for name in FOLDS[CHOSEN] if not study.runs(name)], seeds=(0,))
