@@ -394,11 +394,14 @@ def test_the_published_reader_finds_out_what_is_not_ours():
 
 @pytest.mark.skipif(not os.environ.get("BLOODCELL_DATA"), reason="BLOODCELL_DATA names no folder")
 def test_the_published_labels_are_what_the_published_weights_say(tmp_path):
-    out = tmp_path / "labels.json"
-    command = [sys.executable, "-m", "bloodcell_lib.cli", "predict", f"{os.environ['BLOODCELL_DATA']}/test"]
+    published = json.loads((paths.ROOT / "data" / "prediction_labels.json").read_text())
+    folder, out = Path(os.environ["BLOODCELL_DATA"]) / "test", tmp_path / "labels.json"
+    assert sorted(published) == sorted(path.name for path in folder.iterdir())
+    some = sorted(published)[::4]
+    command = [sys.executable, "-m", "bloodcell_lib.cli", "predict", *(str(folder / name) for name in some)]
     environment = {key: value for key, value in os.environ.items() if key != "BLOODCELL_WEIGHTS"}
     subprocess.run([*command, "--tta", "--out", str(out)], check=True, env=environment)
-    found, published = (json.loads(path.read_text()) for path in (out, paths.ROOT / "data" / "prediction_labels.json"))
-    assert list(found) == list(published)
+    found = json.loads(out.read_text())
+    assert sorted(found) == some
     # Another processor may round otherwise, and a cell on the border between two classes fall to the other side.
-    assert sum(found[name] != label for name, label in published.items()) <= 2
+    assert sum(label != published[name] for name, label in found.items()) <= 1
