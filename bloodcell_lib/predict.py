@@ -118,7 +118,7 @@ def load_set(folder: Path) -> tuple[dict[str, Any], bytes]:
     about = folder / f"{NAME}.json"
     if not about.exists():
         raise BloodcellError(
-            f"No weights in {folder}: make them with `bloodcell train hardy_final --profile cpu`, "
+            f"No weights in {folder}: make them with `bloodcell train travelled_final --profile cpu`, "
             "then `bloodcell publish --profile cpu --weights`."
         )
     try:
