@@ -60,15 +60,15 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages, photographs: Ce
     started, commit, plan, budget = machine.now(), machine.commit(), task.plan(), profile(task.profile)
     without = earlier.suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
+    taught = earlier.teachers(task, cells) if plan.train.distil else None
+    start = earlier.begun(task, cells) if plan.train.after else None
     shown = train
     if plan.train.copies:
-        if photographs is None:
-            raise BloodcellError(f"{task.name} copies whole photographs: give them, or the folder they are in.")
+        if photographs is None or photographs.sha256 != cells.sha256:
+            raise BloodcellError(f"{task.name} copies whole photographs: give those of its images.")
         theirs = divide(photographs, plan.part, without)[0]
         eye = reader.Lesson(task.profile, plan.part, theirs, task.device or "cpu", task.results).taught()
         shown = abroad.with_copies(train, theirs, eye, config["crop"], plan.train.copies, task.seed)
-    taught = earlier.teachers(task, cells) if plan.train.distil else None
-    start = earlier.begun(task, cells) if plan.train.after else None
     trainer = Trainer(
         plan.model,
         plan.train,

@@ -72,6 +72,8 @@ class TrainConfig:
                 raise BloodcellError(f"{name} is {getattr(self, name)}: give at least 0 and less than 1.")
         if not 0 <= self.distil <= 1:
             raise BloodcellError(f"distil is {self.distil}: give a share from 0 to 1.")
+        if self.distil and self.copies:
+            raise BloodcellError("Nobody taught what copies are: give distil or copies, not both.")
         if not 0 < self.start_size <= 1:
             raise BloodcellError(f"start_size is {self.start_size}: give more than 0 and at most 1.")
         for name in (

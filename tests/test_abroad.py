@@ -24,8 +24,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(folder):
     """Images as a network sees them, and whole."""
-    views = ((64, 200), (360, None))
-    return [views.load_images(PROFILE, folder, progress=False, view=view) for view in views]
+    sizes = ((64, 200), (360, None))
+    return [views.load_images(PROFILE, folder, progress=False, view=view) for view in sizes]
 
 
 def test_copies_of_what_is_left_alone_are_the_images_again(pair, monkeypatch):
@@ -55,8 +55,13 @@ def test_a_run_learns_from_them_and_asks_for_what_it_needs(pair, folder, tmp_pat
     monkeypatch.setattr(reader, "DEMO_EPOCHS", 1)
     task = Task("travelled", 0, PROFILE, tmp_path, ONCE, progress=False)
     cells = views.load_images(PROFILE, folder, progress=False, view=task.view)
-    with pytest.raises(BloodcellError, match="copies whole photographs: give them"):
+    with pytest.raises(BloodcellError, match="copies whole photographs: give those of its images"):
         experiments.run(task, cells)
+    with pytest.raises(BloodcellError, match=r"needs .*seasoned.*: make it with `bloodcell train seasoned "):
+        experiments.run(replace(task, changes=ONCE[:1]), cells, pair[1])
+    with pytest.raises(BloodcellError, match="give distil or copies, not both"):
+        replace(task, changes=(*ONCE, ("distil", 0.5))).plan()
+    assert not (tmp_path / PROFILE / "readers").exists(), "what is wrong is told before anything is learnt"
     assert experiments.whole(replace(task, experiment="main"), folder) is None
     assert experiments.whole(task, folder).names == pair[1].names
     accuracy, _ = study.execute(task, folder)
