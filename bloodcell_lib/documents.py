@@ -236,12 +236,17 @@ def network(study: Study) -> str:
     run, _ = load_set(WEIGHTS)
     model, pixels, data = run["config"]["model"]["name"], run["config"]["pixels"], run["data"]
     parameters, macs = run["model"]["parameters"], run["model"]["macs"] / 1e6
-    halved = ", whose sides it halves first" if run["config"]["model"].get("halved") else ""
+    train, halved = (
+        run["config"]["train"],
+        ", whose sides it halves first" if run["config"]["model"].get("halved") else "",
+    )
+    copies = f" and {train['copies']} more pictures of each" if train.get("copies") else ""
+    after = f", going on from a network of {RECIPES[train['after']]}" if train.get("after") else ""
     told = (
         f"The run `{run['experiment']}` of the profile `{run['profile']}`: {BUILT.get(model, model)}. {parameters:,} "
         f"parameters, {2 * parameters / 1e6:.1f} MB in half precision; {macs:,.0f} million multiply-accumulates for a "
-        f"cell at {pixels} × {pixels} pixels{halved}. It trained on {data['train']:,} images for "
-        f"{run['config']['train']['epochs']} epochs."
+        f"cell at {pixels} × {pixels} pixels{halved}. It trained on {data['train']:,} images{copies} for "
+        f"{train['epochs']} epochs{after}."
     )
     if not data["validation"]:
         told += (
