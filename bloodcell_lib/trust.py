@@ -71,9 +71,10 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 
 def others(subject: Subject) -> list[Subject]:
-    """The other recipes of ours whose networks of all folds are on this machine, if the subject's is one of ours."""
+    """The other recipes of ours whose networks of all folds are on this machine, if the subject's is one of ours and
+    has all folds too."""
     found = []
-    for name in OURS if subject.experiment in OURS else ():
+    for name in OURS if subject.experiment in OURS and len(subject.folds()) > 1 else ():
         if name != subject.experiment and subject.of(name):
             other = subject.beside(name)
             runs = [record for record, _ in other.folds()]

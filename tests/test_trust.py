@@ -64,6 +64,9 @@ def test_recipes_are_averaged_out_of_fold(subject, monkeypatch):
     for kind, tta in trust.KINDS.items():
         labels, given, _ = trust.out_of_sample(subject, tta)
         assert found[kind]["accuracy"] == (given.argmax(1) == labels).mean()
+    monkeypatch.setitem(plans.FOLDS, "cv_fold1", ("cv_fold1", "final"))  # one fold of its own is not recorded
+    monkeypatch.setattr(trust, "OURS", ("main", "cv_fold1"))
+    assert trust.others(subject.beside("cv_fold1")) == []
     with pytest.raises(BloodcellError, match="as best sees them"):
         dataclasses.replace(subject, folder=None).beside("best")
 
