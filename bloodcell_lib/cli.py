@@ -131,7 +131,7 @@ def train(
     folder = views.image_folder(data, profile)
     cells = views.load_images(profile, folder, skip_bad, view=task.view)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
-    record = experiments.run(task, cells, experiments.whole(task, folder, skip_bad, progress=True))
+    record = experiments.run(task, cells, lambda: experiments.whole(task, folder, skip_bad, progress=True))
     final, best = record.info["final_validation_accuracy"], record.info["best_validation_accuracy"]
     said = "no validation images" if final is None else f"validation accuracy {final:.2%} (best epoch {best:.2%})"
     print(f"{'recorded before' if there else 'recorded'}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")
@@ -182,7 +182,9 @@ def study(
     budget = plans.profile(budget.study or budget.name)
     tasks = many.grid(_names(experiments), _seeds(seeds) or None, budget.name, progress=False)
     folder = views.image_folder(data, profile)
-    for view in dict.fromkeys(task.view for task in tasks):  # decoded once, before workers would each do it
+    for view in dict.fromkeys(
+        view for task in tasks for view in task.views
+    ):  # decoded once, before workers would each do it
         views.load_images(budget.name, folder, skip_bad, view=view)
     with many.live_table() as show, _executor(workers, dask) as executor:
         done = many.run_all(tasks, folder, executor, skip_bad, show=show)

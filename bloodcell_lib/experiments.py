@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import filelock
 import numpy as np
 import safetensors.torch
 
-from bloodcell_lib import abroad, earlier, machine, microscope, models, paths, reader
+from bloodcell_lib import abroad, earlier, machine, models, paths, reader
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.plans import EXPERIMENTS, profile
 from bloodcell_lib.records import FORMAT, WEIGHTS, Record, in_half, load_record
-from bloodcell_lib.tasks import Task, configuration, recorded
+from bloodcell_lib.tasks import WHOLE, Task, configuration, recorded
 from bloodcell_lib.trainer import Trainer
 from bloodcell_lib.views import divide, load_images, split_sha256
 
@@ -28,14 +28,15 @@ def whole(task: Task, folder: Path, skip_bad: bool = False, progress: bool = Fal
     """The labelled images as whole photographs, where the recipe makes copies from these; else None."""
     if not task.plan().train.copies:
         return None
-    return load_images(task.profile, folder, skip_bad, progress, (microscope.SIDE, None))
+    return load_images(task.profile, folder, skip_bad, progress, WHOLE)
 
 
-def run(task: Task, cells: CellImages, photographs: CellImages | None = None) -> Record:
+def run(task: Task, cells: CellImages, photographs: Callable[[], CellImages | None] = lambda: None) -> Record:
     """Trains as `task` says and writes its record; a run that is recorded is read, not repeated.
 
-    photographs: the same images as `whole` gives them. Raises BloodcellError as `Trainer.fit` does, or if the record
-    there was made with another configuration or on other images; a demo's record makes way instead.
+    photographs: gives the same images as `whole`; called where a recipe copies them and is to be made. Raises
+    BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration or on other images;
+    a demo's record makes way instead.
     """
     config, budget = configuration(task), profile(task.profile)
     if cells.images.shape[-1] != config["pixels"]:
@@ -55,7 +56,9 @@ def run(task: Task, cells: CellImages, photographs: CellImages | None = None) ->
     return found
 
 
-def _make(task: Task, config: dict[str, Any], cells: CellImages, photographs: CellImages | None) -> Record:
+def _make(
+    task: Task, config: dict[str, Any], cells: CellImages, photographs: Callable[[], CellImages | None]
+) -> Record:
     """Trains and writes the record."""
     started, commit, plan, budget = machine.now(), machine.commit(), task.plan(), profile(task.profile)
     without = earlier.suspected(task, cells) if plan.part.startswith("clean") else ()
@@ -64,9 +67,10 @@ def _make(task: Task, config: dict[str, Any], cells: CellImages, photographs: Ce
     start = earlier.begun(task, cells) if plan.train.after else None
     shown = train
     if plan.train.copies:
-        if photographs is None or photographs.sha256 != cells.sha256:
+        given = photographs()
+        if given is None or given.sha256 != cells.sha256:
             raise BloodcellError(f"{task.name} copies whole photographs: give those of its images.")
-        theirs = divide(photographs, plan.part, without)[0]
+        theirs = divide(given, plan.part, without)[0]
         eye = reader.Lesson(task.profile, plan.part, theirs, task.device or "cpu", task.results).taught()
         shown = abroad.with_copies(train, theirs, eye, config["crop"], plan.train.copies, task.seed)
     trainer = Trainer(

@@ -170,8 +170,8 @@ def _images(profile: str, folder: Path, skip_bad: bool, view: tuple[int, int | N
 def execute(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | None, float]:
     """Makes one run wherever it is called; returns its final validation accuracy and its seconds."""
     with _ALONE:
-        photographs = experiments.whole(task, folder, skip_bad)
-        record = experiments.run(task, _images(task.profile, folder, skip_bad, task.view), photographs)
+        cells = _images(task.profile, folder, skip_bad, task.view)
+        record = experiments.run(task, cells, lambda: experiments.whole(task, folder, skip_bad))
     return record.info["final_validation_accuracy"], record.info["wall_seconds"]
 
 

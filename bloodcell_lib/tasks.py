@@ -11,10 +11,13 @@ from bloodcell_lib import paths
 from bloodcell_lib.augment import AugmentConfig
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
+from bloodcell_lib.microscope import SIDE
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import Experiment, experiment, profile
 from bloodcell_lib.recipe import TrainConfig
 from bloodcell_lib.records import Record, load_record
+
+WHOLE = (SIDE, None)  # a whole photograph as a view
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Task:
     def view(self) -> tuple[int, int | None]:
         """The side of the input, and the side of the crop, None for the whole photograph."""
         return profile(self.profile).view(experiment(self.experiment))
+
+    @property
+    def views(self) -> list[tuple[int, int | None]]:
+        """All that has to be decoded: `view`, and whole photographs where the recipe copies these."""
+        return [self.view, *([WHOLE] if self.plan().train.copies else [])]
 
     def plan(self) -> Experiment:
         """The experiment with the profile's epochs, this seed and the changes."""

@@ -58,10 +58,11 @@ def test_a_run_learns_from_them_and_asks_for_what_it_needs(pair, folder, tmp_pat
     with pytest.raises(BloodcellError, match="copies whole photographs: give those of its images"):
         experiments.run(task, cells)
     with pytest.raises(BloodcellError, match=r"needs .*seasoned.*: make it with `bloodcell train seasoned "):
-        experiments.run(replace(task, changes=ONCE[:1]), cells, pair[1])
+        experiments.run(replace(task, changes=ONCE[:1]), cells, lambda: pair[1])
     with pytest.raises(BloodcellError, match="give distil or copies, not both"):
         replace(task, changes=(*ONCE, ("distil", 0.5))).plan()
     assert not (tmp_path / PROFILE / "readers").exists(), "what is wrong is told before anything is learnt"
+    assert task.views == [task.view, (360, None)] and replace(task, experiment="main").views == [(64, 200)]
     assert experiments.whole(replace(task, experiment="main"), folder) is None
     assert experiments.whole(task, folder).names == pair[1].names
     accuracy, _ = study.execute(task, folder)
