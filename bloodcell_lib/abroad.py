@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
-from PIL import Image
 
 from bloodcell_lib import camera, corrupt, microscope, reader
 from bloodcell_lib.data import CellImages
@@ -29,8 +27,7 @@ def with_copies(
     for _ in range(times):
         for part in photographs.images.split(corrupt.BATCH):
             x = camera.photographed(part, camera.drawn(len(part), generator), microscope.SIDE)
-            pictures = [Image.fromarray(one) for one in (x * 255).round().byte().permute(0, 2, 3, 1).numpy()]
-            readings = reader.read(eye, np.stack([microscope.look(one) for one in pictures]))
+            pictures, readings = reader.pictured(eye, (x * 255).round().byte())
             views = microscope.undone(pictures, readings, pixels, crop)
             copies.append(torch.from_numpy(views).permute(0, 3, 1, 2))
     return replace(

@@ -99,16 +99,18 @@ class Subject:
         cells = views.load_images(self.profile, self.folder, True, progress=False, view=view)
         return replace(self, experiment=experiment, cells=cells)
 
-    def folds(self) -> list[tuple[Record, CellImages]]:
-        """Runs that together predict images none of them was trained on: the five folds with the lowest seed that has
-        all of them, else the first run of `experiment` by itself."""
+    def fold_runs(self) -> list[Record]:
+        """The five folds with the lowest seed that has all of them, else the first run of `experiment` by itself."""
         by_seed: dict[int, list[Record]] = {}
         folds = plans.FOLDS.get(self.experiment, ())
         for name in folds:
             for record in self.of(name):
                 by_seed.setdefault(record.seed, []).append(record)
-        whole = next((runs for _, runs in sorted(by_seed.items()) if len(runs) == len(folds)), self.records[:1])
-        return [(record, self.held_out(record)) for record in whole]
+        return next((runs for _, runs in sorted(by_seed.items()) if len(runs) == len(folds)), self.records[:1])
+
+    def folds(self) -> list[tuple[Record, CellImages]]:
+        """The runs of `fold_runs`, which together predict images none of them was trained on, with these images."""
+        return [(record, self.held_out(record)) for record in self.fold_runs()]
 
     def judges(self) -> list[tuple[Record, CellImages]]:
         """Runs with images that they were not trained on: the five folds where they are recorded, which together see

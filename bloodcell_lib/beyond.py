@@ -6,6 +6,7 @@ Each is "" or says so where what it tells is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from bloodcell_lib import answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
@@ -64,10 +65,15 @@ def further(study: Study) -> str:
     return " ".join(filter(None, [told, symmetric(study)]))
 
 
+def together(study: Study) -> dict[str, Any] | None:
+    """What `trust` found of most recipes averaged; None before that is analysed."""
+    results = (content["result"].get("together") for content in study.analyses.values())
+    return max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
+
+
 def symmetric(study: Study) -> str:
     """What most recipes reach together, and averaged over the symmetries; "" before that is analysed."""
-    results = (content["result"].get("together") for content in study.analyses.values())
-    found = max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
+    found = together(study)
     if found is None:
         return ""
     share, low, high = (number(100 * found["tta"][key], 2) for key in ("accuracy", "low", "high"))

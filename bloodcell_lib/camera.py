@@ -7,7 +7,7 @@ learns to read and `abroad` makes training images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Conditions:
     light: Tensor
     blur: Tensor
     quality: Tensor
+
+    def to(self, device: torch.device) -> Conditions:
+        """The same on a device."""
+        return Conditions(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def drawn(n: int, generator: torch.Generator) -> Conditions:

@@ -95,28 +95,17 @@ _MAGNIFIED = {"crop": 200, "size": 4 / 3}  # a pixel of the input covers 1.6 of 
 _ROTATED = {"model": _HALVED, "size": 2.0, "rotation": 180.0, "length": 3.0}
 # As much as `reader` misreads what it is to undo.
 _HARDY = _ROTATED | {"scale": _NEAR, "stain": 0.3, "blur": 1.5}
-_SEASONED = {
-    **_MAGNIFIED,
-    "model": _HALVED,
-    "size": 2 * _MAGNIFIED["size"],
+_MOVED = _MAGNIFIED | {"model": _HALVED, "size": 2 * _MAGNIFIED["size"], "rotation": 180.0, "scale": _NEAR}
+_SEASONED = _MOVED | {
     "train": TrainConfig(after="magnified", warmup=1),
     "length": 1.0,
-    "rotation": 180.0,
-    "scale": _NEAR,
     "stain": 0.3,
     "blur": 2.5,
     "tint": 0.06,
     "jpeg": 15.0,
 }
 # It goes on once more, a third of its images as they are, the others as they come back from elsewhere.
-_TRAVELLED = _MAGNIFIED | {
-    "model": _HALVED,
-    "size": 2 * _MAGNIFIED["size"],
-    "train": TrainConfig(after="seasoned", warmup=1, copies=2),
-    "length": 0.35,
-    "rotation": 180.0,
-    "scale": _NEAR,
-}
+_TRAVELLED = _MOVED | {"train": TrainConfig(after="seasoned", warmup=1, copies=2), "length": 0.35}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)

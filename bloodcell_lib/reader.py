@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ from bloodcell_lib import camera, corrupt, machine, paths, plans
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.layers import Standardise, conv_norm
-from bloodcell_lib.microscope import LOOK, READ
+from bloodcell_lib.microscope import LOOK, READ, look
 
 SPREAD = (0.3, 0.15, 0.15, 0.15, 0.4, 0.4, 0.3)  # errors are measured in these, which says what counts more
 OURS = 0.99  # of our photographs, so many are left alone in each thing that is read
@@ -58,10 +59,8 @@ def elsewhere(photographs: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     """Photographs, uint8 (B, 3, S, S), as they may look elsewhere, float (B, 3, LOOK, LOOK), and what is to be read."""
     how = camera.drawn(len(photographs), generator)
     truth = torch.column_stack([how.zoom.log(), how.light.log(), how.dyes.log(), 100 * how.blur])
-    device = photographs.device
-    how = camera.Conditions(*(getattr(how, field.name).to(device) for field in fields(how)))
-    x = camera.photographed(photographs, how, CAMERA)
-    return F.interpolate(x, (LOOK, LOOK), mode="bilinear", antialias=True).clamp(0, 1), truth.to(device)
+    x = camera.photographed(photographs, how.to(photographs.device), CAMERA)
+    return F.interpolate(x, (LOOK, LOOK), mode="bilinear", antialias=True).clamp(0, 1), truth.to(x.device)
 
 
 def learn(photographs: Tensor, epochs: int, seed: int = 0, device: torch.device | str = "cpu") -> Reader:
@@ -114,6 +113,12 @@ def read(reader: Reader, looks: np.ndarray) -> np.ndarray:
     device = reader.head.weight.device
     parts = torch.from_numpy(looks).permute(0, 3, 1, 2).split(corrupt.BATCH)
     return torch.cat([reader(x.to(device, torch.float32) / 255).cpu() for x in parts]).numpy()
+
+
+def pictured(reader: Reader, photographs: Tensor) -> tuple[list[Image.Image], np.ndarray]:
+    """Whole photographs, uint8 (n, 3, S, S), as pictures, and what is read of each: float32 (n, 7)."""
+    pictures = [Image.fromarray(one) for one in photographs.permute(0, 2, 3, 1).contiguous().numpy()]
+    return pictures, read(reader, np.stack([look(one) for one in pictures]))
 
 
 @dataclass(frozen=True)

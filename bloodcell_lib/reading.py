@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from bloodcell_lib import microscope, plans, reader, travel, views
 from bloodcell_lib.analysis import Subject, logits
@@ -69,10 +68,10 @@ def seen(
     shown: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     readings = []
     taken = travel.visit(photographs.images, site, SIDE, None)
-    for part in taken.permute(0, 2, 3, 1).contiguous().split(PART):
-        pictures = [Image.fromarray(one.numpy()) for one in part]
-        readings.append(reader.read(eye, np.stack([microscope.look(one) for one in pictures])))
-        for kind, undo in zip(KINDS, (np.zeros_like(readings[-1]), readings[-1])):
+    for part in taken.split(PART):
+        pictures, found = reader.pictured(eye, part)
+        readings.append(found)
+        for kind, undo in zip(KINDS, (np.zeros_like(found), found)):
             shown[kind].append(microscope.undone(pictures, undo, pixels, crop))
     together = {kind: torch.from_numpy(np.concatenate(shown[kind])).permute(0, 3, 1, 2) for kind in KINDS}
     return together, np.concatenate(readings)

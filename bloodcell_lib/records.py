@@ -20,8 +20,6 @@ from bloodcell_lib.errors import BloodcellError
 
 FORMAT = 1
 ANALYSES = "analyses"  # the folder of a profile that holds what `analysis` leaves
-
-
 WEIGHTS = "weights.safetensors"  # in a run's folder on the machine that made it
 
 

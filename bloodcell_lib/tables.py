@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import analysis, answers, evaluate
+from bloodcell_lib.beyond import together
 from bloodcell_lib.compare import difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import RECIPES, STUDY
+from bloodcell_lib.records import Record
 from bloodcell_lib.unknown import SCORES, means
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
@@ -119,8 +121,7 @@ def recipes(study: Study) -> Table:
         folds, row = study.folds(name), study.row(name)
         if not row:
             continue
-        judged, ahead = out_of_fold(folds), difference(out_of_fold(folds[1:]), out_of_fold(best))
-        gain = {"difference": ahead.mean, "low": ahead.low, "high": ahead.high}
+        judged = out_of_fold(folds)
         rows.append(
             (
                 name.capitalize(),
@@ -128,7 +129,7 @@ def recipes(study: Study) -> Table:
                 number(row["macs"] / 1e6),
                 _accuracy(row),
                 DASH if judged.empty else _share(*share(judged), digits=2),
-                "" if name == "best" else _difference(gain),
+                "" if name == "best" else _gain(folds[1:], best),
                 *_undone(study, name),
             )
         )
@@ -137,6 +138,12 @@ def recipes(study: Study) -> Table:
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)
+
+
+def _gain(ours: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> str:
+    """By how much one recipe is ahead of another on the same folds."""
+    ahead = difference(out_of_fold(ours), out_of_fold(theirs))
+    return _difference({"difference": ahead.mean, "low": ahead.low, "high": ahead.high})
 
 
 def _epochs(study: Study, name: str) -> list[str]:
@@ -160,8 +167,7 @@ def _undone(study: Study, name: str) -> tuple[str, str]:
 
 def _together(study: Study) -> list[tuple[str, tuple[float, float, float]]]:
     """What most recipes reach with their probabilities averaged, without and with the eight symmetries."""
-    results = (content["result"].get("together") for content in study.analyses.values())
-    found = max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
+    found = together(study)
     if found is None:
         return []
     kinds = {f"{len(found['experiments'])} averaged": "plain", "\\quad over symmetries": "tta"}

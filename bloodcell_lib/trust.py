@@ -74,10 +74,10 @@ def others(subject: Subject) -> list[Subject]:
     """The other recipes of ours whose networks of all folds are on this machine, if the subject's is one of ours and
     has all folds too."""
     found = []
-    for name in OURS if subject.experiment in OURS and len(subject.folds()) > 1 else ():
+    for name in OURS if subject.experiment in OURS and len(subject.fold_runs()) > 1 else ():
         if name != subject.experiment and subject.of(name):
             other = subject.beside(name)
-            runs = [record for record, _ in other.folds()]
+            runs = other.fold_runs()
             if len(runs) > 1 and all(run.has_weights for run in runs):
                 found.append(other)
     return found
