@@ -24,7 +24,7 @@ ALONE = {row.group for row in EXPERIMENTS.values() if row.part not in ("split", 
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed")
 BEYOND = (*FURTHER, *TRIED)
-LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
+LEVELS = ("best", "f1", "memory")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
     *("title", "group", "profile", "course", "seeds", "images", "parameters", "macs"),
@@ -167,25 +167,31 @@ def of_study(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["group"].isin((*BEYOND, *ALONE))]
 
 
-def claims_table(records: Sequence[Record]) -> pd.DataFrame:
+def claims_table(records: Sequence[Record], full: Sequence[Record] = ()) -> pd.DataFrame:
     """The reference's claims beside measurements: claim, stated, elsewhere, measured, low, high, verdict.
 
-    Also unit and source; indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy,
+    full: records under `full` beside those of a study under another profile. Also unit, source and profile (which one
+    was measured, "" for none); indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy,
     Wilson's for the mean over seeds in the images of one validation set (seeds are no further images); for a
     difference and for F1, the bootstrap over seeds and images; for memory, the range over seeds; a parameter count is
     exact. The rule: "agrees" if the stated value, within its own rounding, lies in the interval; "does not" if it lies
     outside; "cannot be tested" where no record can say, as for hidden labels or somebody else's card. Only runs on the
-    course's images under the profiles `cpu` and `full` count. A level (an accuracy, an F1) is tested by `full` alone,
-    because less size and fewer epochs reach less; a gain is claimed of a part, and `cpu` tests it at its own size.
+    course's images under the profiles `cpu` and `full` count. A level (an accuracy, an F1, memory) is tested by `full`
+    alone, because less size and fewer epochs reach less; a gain is claimed of a part, and `cpu` tests it at its own
+    size, where more seeds are.
     """
-    usable = [r for r in records if r.info["data"]["course"] and not is_demo(r.profile)]
-    runs = _by_experiment(usable)
+    own, large = (
+        _by_experiment([r for r in some if r.info["data"]["course"] and not is_demo(r.profile)])
+        for some in (records, full)
+    )
     rows = {}
     for claim in CLAIMS:
+        runs = large if claim.kind in LEVELS and claim.experiment in large else own
         measured = MEASURE[claim.kind](claim, runs) if claim.kind else None
         text, low, high = measured or ("", math.nan, math.nan)
+        profile = runs[claim.experiment][0].profile if measured and claim.experiment in runs else ""
         verdict = UNTESTED
-        if measured and (claim.kind not in LEVELS or all(r.profile == "full" for r in runs[claim.experiment])):
+        if measured and (claim.kind not in LEVELS or profile == "full"):
             inside = low - claim.rounding <= claim.value <= high + claim.rounding
             verdict = AGREES if inside else DIFFERS
         rows[claim.key] = {
@@ -198,6 +204,7 @@ def claims_table(records: Sequence[Record]) -> pd.DataFrame:
             "verdict": verdict,
             "unit": claim.unit,
             "source": claim.source,
+            "profile": profile,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
 

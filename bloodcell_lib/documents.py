@@ -19,6 +19,7 @@ from bloodcell_lib import (
     bench,
     beyond,
     calibration,
+    compare,
     evaluate,
     paths,
     reached,
@@ -28,9 +29,9 @@ from bloodcell_lib import (
     verdicts,
 )
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.latex import count, join, plural
+from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import PROFILES, RECIPES
+from bloodcell_lib.plans import PROFILES, RECIPES, STUDY
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -189,9 +190,22 @@ def other_budget(study: Study) -> str:
     full = PROFILES["full"]
     if study.profile == full.name:
         return ""
-    return (
+    told = (
         f"All these are accuracies under `{study.profile}`, and not those of `{full.name}` ({full.pixels} × "
-        f"{full.pixels} pixels, {full.epochs} epochs), which is not recorded."
+        f"{full.pixels} pixels, {full.epochs} epochs), "
+    )
+    if not study.full:
+        return f"{told}which is not recorded."
+    large = Study(study.full, full.name)
+    rows = large.table.sort_values("mean", ascending=False)
+    reached = [
+        f"{compare.in_sentence(row['title'])} {number(100 * row['mean'], 2)} % ({plural(row['seeds'], 'seed')})"
+        for _, row in rows.iterrows()
+    ]
+    planned = len(STUDY) * len(full.seeds)
+    return (
+        f"{told}of whose study {sentences.done(study.full, full)} of {planned} runs are recorded, made on "
+        f"{join(large.devices)}. Their accuracies in the final epoch: {join(reached)}."
     )
 
 
@@ -207,6 +221,8 @@ def claims(study: Study) -> str:
         interval = f"{row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f}" if between else "–"
         elsewhere = without_source(row["elsewhere"])
         measured, interval = ((text or "–").replace("-", "−") for text in (row["measured"], interval))
+        if row["profile"] not in ("", study.profile):
+            measured += f", `{row['profile']}`"
         rows.append((row["claim"], row["stated"], elsewhere, measured, interval, row["verdict"]))
     head = ("Claim", "Stated", "Its other files", "Measured, profile " + study.profile, "95 % interval", "Verdict")
     return f"{_paragraph(verdicts.claims(study), sentences.deviation(study))}\n\n{_table(head, rows)}"

@@ -27,6 +27,7 @@ from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
+from bloodcell_lib.shelf import full_beside
 from bloodcell_lib.travel import ALONE
 
 REFERENCE_PIXELS, REFERENCE_EPOCHS, REFERENCE_IMAGES = 224, 50, 640  # as the reference states them; 640: validation
@@ -73,22 +74,33 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Study:
-    """The records of one profile and what follows from them, each computed once; the analyses of its networks."""
+    """The records of one profile and what follows from them, each computed once; the analyses of its networks.
+
+    full: what is recorded under `full` where the profile is another, which tests the claims that its own cannot.
+    """
 
     records: list[Record]
     profile: str
     analyses: dict[str, Any] = field(default_factory=dict)
+    full: list[Record] = field(default_factory=list)
 
     @classmethod
-    def of(cls, records: Sequence[Record], profile: str, analyses: dict[str, Any] | None = None) -> Study:
+    def of(
+        cls,
+        records: Sequence[Record],
+        profile: str,
+        analyses: dict[str, Any] | None = None,
+        full: Sequence[Record] = (),
+    ) -> Study:
         """Leaves out runs with a recipe changed by hand."""
-        return cls([record for record in records if record.experiment in EXPERIMENTS], profile, analyses or {})
+        ours, large = ([record for record in some if record.experiment in EXPERIMENTS] for some in (records, full))
+        return cls(ours, profile, analyses or {}, large)
 
     @classmethod
     def read(cls, results: Path, profile: str) -> Study:
         """What lies in `results/<profile>`."""
         folder = Path(results) / profile
-        return cls.of(load_records(folder), profile, load_analyses(folder))
+        return cls.of(load_records(folder), profile, load_analyses(folder), full_beside(folder, profile))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -98,7 +110,7 @@ class Study:
     @cached_property
     def claims(self) -> pd.DataFrame:
         """Of `compare.claims_table`."""
-        return claims_table(self.records)
+        return claims_table(self.records, self.full)
 
     @cached_property
     def pooled(self) -> Predictions | None:

@@ -5,14 +5,16 @@ Every sentence reads right when part of a study, or nothing at all, is recorded.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from bloodcell_lib import beyond, reached, second_reader, verdicts
+from bloodcell_lib import beyond, plans, reached, second_reader, verdicts
 from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.latex import count, escape, join, plural
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
-from bloodcell_lib.plans import EXTRA, STUDY
+from bloodcell_lib.plans import EXTRA, STUDY, Profile
+from bloodcell_lib.records import Record
 
 
 def sentences(study: Study) -> dict[str, str]:
@@ -55,12 +57,12 @@ def state(study: Study) -> str:
     planned = study.budget.seeds
     if not study.records:
         return "No run of the study is recorded yet; every number below that a run would give is a dash."
-    done = sum(len(set(study.seeds(name)) & set(planned)) for name in STUDY)
+    made = done(study.records, study.budget)
     total = len(STUDY) * len(planned)
-    if done == total:
+    if made == total:
         first = f"All {total} runs of the study are recorded ({len(STUDY)} experiments, {plural(len(planned), 'seed')})"
     else:
-        first = f"The study is partial: {done} of its {total} runs are recorded ({_by_seeds(study, list(STUDY))})"
+        first = f"The study is partial: {made} of its {total} runs are recorded ({_by_seeds(study, list(STUDY))})"
     extra = sum(len(set(study.seeds(name)) & set(planned)) for name in EXTRA)
     return first + (f"; beyond it, {plural(extra, 'run')}." if extra else "; none beyond it.")
 
@@ -109,8 +111,23 @@ def deviation(study: Study) -> str:
     return (
         rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs; the runs of the study, of the "
         rf"profile \texttt{{{escape(study.profile)}}}, have {pixels} $\times$ {pixels}{cut} and {epochs}: they test "
-        "its gains at that size, and its accuracies not at all."
+        f"its gains at that size, and its accuracies {_tested(study)}."
     )
+
+
+def _tested(study: Study) -> str:
+    """By what accuracies that the reference states are tested."""
+    full = plans.profile("full")
+    levels = study.claims[study.claims["profile"] == full.name]["verdict"].isin((AGREES, DIFFERS)).sum()
+    if not levels:
+        return "not at all"
+    made, planned = done(study.full, full), len(STUDY) * len(full.seeds)
+    return rf"where \texttt{{{full.name}}} has them, of which {made} of {planned} runs are recorded"
+
+
+def done(records: Sequence[Record], budget: Profile) -> int:
+    """How many of the runs that a budget's study plans are among `records`."""
+    return len({(r.experiment, r.seed) for r in records} & set(itertools.product(STUDY, budget.seeds)))
 
 
 def trust(study: Study) -> str:

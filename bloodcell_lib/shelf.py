@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ class Shelf:
             raise BloodcellError(f"No records in {self.study}: run the notebook 03_ablations first.")
         return found
 
+    def full(self) -> list[Record]:
+        """What is recorded under `full` beside a study under `cpu`; none beside any other."""
+        return full_beside(self.study, self.profile)
+
     def of(self, experiment: str) -> list[Record]:
         """Those in `runs` of one experiment, by seed. Raises BloodcellError if there is none."""
         found = self.main()
@@ -53,8 +58,15 @@ class Shelf:
 
 
 def published_profile(results: Path = paths.RESULTS) -> str:
-    """`full` if `results` holds a record of it, else `cpu`."""
-    return "full" if load_records(Path(results) / "full") else "cpu"
+    """`full` if `results` holds every run of its study, or nothing of `cpu`; else `cpu`."""
+    large = {(record.experiment, record.seed) for record in load_records(Path(results) / "full")}
+    whole = itertools.product(plans.STUDY, plans.profile("full").seeds)
+    return "full" if large and (large.issuperset(whole) or not (Path(results) / "cpu").exists()) else "cpu"
+
+
+def full_beside(folder: Path, profile: str) -> list[Record]:
+    """What is recorded under `full` beside the records of `cpu` in `folder`; of another profile, nothing."""
+    return load_records(folder.parent / "full") if profile == "cpu" else []
 
 
 def home_of(results: str, profile: str) -> Path:

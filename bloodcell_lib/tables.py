@@ -205,6 +205,8 @@ def claims(study: Study) -> Table:
         if row["low"] < row["high"]:
             sign = signed if row["unit"] == "points" else number
             measured += f" [{sign(row['low'], digits)}, {sign(row['high'], digits)}]"
+        if row["profile"] not in ("", study.profile):
+            measured += rf", \texttt{{{escape(row['profile'])}}}"
         rows.append((escape(claim), escape(row["stated"]), escape(elsewhere), measured, row["verdict"]))
     if untested:
         rows += [r"\midrule", rf"\multicolumn{{5}}{{@{{}}p{{\linewidth}}@{{}}}}{{{escape('; '.join(untested))}.}} \\"]

@@ -289,6 +289,19 @@ def test_a_smaller_budget_tests_gains_and_no_accuracy(tmp_path):
     assert table.loc["se_gain", "verdict"] in (compare.AGREES, compare.DIFFERS)
 
 
+def test_an_accuracy_is_measured_under_full_where_that_has_it_and_a_gain_where_the_study_is(tmp_path):
+    write_records(tmp_path / "cpu", ["main", "no_se", "resnet18"], images=64)
+    write_records(tmp_path / "full", ["main", "no_se"], seeds=(0,), profile="full", images=64)
+    cpu, full = (load_records(tmp_path / name) for name in ("cpu", "full"))
+    table, alone = compare.claims_table(cpu, full), compare.claims_table(full)
+    for key in ("main_accuracy", "main_f1"):
+        assert table.loc[key].equals(alone.loc[key]) and table.loc[key, "verdict"] != compare.UNTESTED
+    untouched = ["resnet18_accuracy", "se_gain"]
+    assert table.loc[untouched].equals(compare.claims_table(cpu).loc[untouched])
+    profiles = ["full", "full", "cpu", "cpu", ""]
+    assert table.loc[["main_accuracy", "main_f1", *untouched, "memory"], "profile"].tolist() == profiles
+
+
 def test_memory_is_tested_at_the_size_it_was_claimed_at(tmp_path):
     write_records(tmp_path, ["main"], seeds=(0, 1), images=64, profile="full")
     records = load_records(tmp_path)

@@ -167,10 +167,15 @@ def test_numbers_are_those_of_the_records(whole, tmp_path):
     assert claims.count(r" \\") == 15
 
 
-def test_full_is_preferred_to_cpu(tmp_path):
-    write_records(tmp_path / "cpu", ["main"], seeds=(0,))
-    assert published_profile(tmp_path) == "cpu"
-    write_records(tmp_path / "full", ["main"], seeds=(0,), profile="full")
+def test_full_is_preferred_to_cpu_once_its_study_is_whole(tmp_path):
+    write_records(tmp_path / "cpu", ["main", "resnet18"], seeds=(0, 1))
+    assert published_profile(tmp_path) == "cpu" and every(tmp_path)["ClaimMainAccuracyVerdict"] == "cannot be tested"
+    write_records(tmp_path / "full", ["main"], profile="full")
+    some = every(tmp_path)
+    assert some["ProfileName"] == "cpu" and some["ClaimMainAccuracyVerdict"] != "cannot be tested"
+    assert r"where \texttt{full} has them, of which 3 of 48 runs" in some["BudgetDeviation"]
+    assert r", \texttt{full} &" in tables.claims(Study.read(tmp_path, "cpu")).latex()
+    write_records(tmp_path / "full", [name for name in STUDY if name != "main"], profile="full")
     assert published_profile(tmp_path) == "full"
     assert every(tmp_path)["ProfileName"] == "full"
 

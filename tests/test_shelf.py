@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,24 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_published_records_are_those_of_full_where_there_are_any(places):
+def test_published_records_are_those_of_full_once_its_study_is_whole(places):
     write_records(places / "results" / "cpu", ["main", "no_se"], seeds=(0,))
     place = shelf.find("published", "demo")
     assert (place.runs, place.profile, place.own) == (places / "results" / "cpu", "cpu", False)
     assert place.study == place.runs and place.home == places / "runs" / "published"
-    write_records(places / "results" / "full", ["main"], seeds=(0,), profile="full")
-    assert shelf.find("published", "demo").profile == "full"
-    assert [record.profile for record in shelf.find("published", "demo").grid()] == ["full"]
+    assert place.full() == []
+    full = places / "results" / "full"
+    write_records(full, seeds=(0, 1), profile="full")
+    place = shelf.find("published", "demo")
+    assert place.profile == "cpu"
+    assert {(r.profile, r.seed) for r in place.full()} == {("full", 0), ("full", 1)}
+    write_records(full, seeds=(2,), profile="full")
+    place = shelf.find("published", "demo")
+    assert (place.profile, place.full()) == ("full", [])
+    assert {record.profile for record in place.grid()} == {"full"}
+    shutil.rmtree(places / "results" / "cpu")
+    shutil.rmtree(full / "no_se")
+    assert shelf.find("published", "demo").profile == "full"  # nothing else to tell of
 
 
 def test_own_records_are_the_profiles_and_may_be_yet_to_come(places):
