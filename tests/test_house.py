@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -86,3 +88,13 @@ def test_no_text_names_a_private_place():
             and "test_house" not in name
         ):
             assert not private.search((paths.ROOT / name).read_text(encoding="utf-8")), name
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "")]
+)
+def test_threads_that_wait_leave_the_core_to_others_unless_told_otherwise(given, spins):
+    told = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    script = "import bloodcell_lib, subprocess, sys; sys.exit(subprocess.call(['printenv', 'GOMP_SPINCOUNT']) > 1)"
+    done = subprocess.run([sys.executable, "-c", script], env=told | given, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, spins)
