@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Sequence
 
 from bloodcell_lib import beyond, plans, reached, second_reader, verdicts
-from bloodcell_lib.compare import AGREES, DIFFERS
+from bloodcell_lib.compare import AGREES, DIFFERS, study_table
 from bloodcell_lib.data import SYNTHETIC
-from bloodcell_lib.latex import count, escape, join, plural
+from bloodcell_lib.latex import count, escape, join, number, plural
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
 from bloodcell_lib.plans import EXTRA, STUDY, Profile
 from bloodcell_lib.records import Record
@@ -39,6 +39,7 @@ def sentences(study: Study) -> dict[str, str]:
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
         "ClaimsSentence": verdicts.claims(study),
+        "FullSentence": at_full_size(study),
         "HolmSentence": verdicts.holm(study),
         "BudgetSentence": verdicts.budget(study),
         "RivalsSentence": verdicts.rivals(study),
@@ -123,6 +124,20 @@ def _tested(study: Study) -> str:
         return "not at all"
     made, planned = done(study.full, full), len(STUDY) * len(full.seeds)
     return rf"where \texttt{{{full.name}}} has them, of which {made} of {planned} runs are recorded"
+
+
+def at_full_size(study: Study) -> str:
+    """How far the main network and its variants get under `full`, where the study is of a smaller budget."""
+    table = study_table(study.full)
+    names = [name for name, row in STUDY.items() if row.group != "baseline" and row.part == "split"]
+    means = 100 * table.loc[table.index.isin(names), "mean"] if len(table) else []
+    if not len(means):
+        return ""
+    low, high = number(means.min(), 2), number(means.max(), 2)
+    return (
+        rf"Under \texttt{{full}}, the main network and its variants ({len(means)} of {len(names)} recorded) "
+        rf"reach {low}{f' to {high}' * (low != high)}\,\% in the final epoch."
+    )
 
 
 def done(records: Sequence[Record], budget: Profile) -> int:

@@ -174,6 +174,8 @@ def test_full_is_preferred_to_cpu_once_its_study_is_whole(tmp_path):
     some = every(tmp_path)
     assert some["ProfileName"] == "cpu" and some["ClaimMainAccuracyVerdict"] != "cannot be tested"
     assert r"where \texttt{full} has them, of which 3 of 48 runs" in some["BudgetDeviation"]
+    assert some["FullSentence"].startswith(r"Under \texttt{full}, the main network and its variants (1 of 12 recorded)")
+    assert f"{numbers.Study.read(tmp_path, 'full').table.loc['main', 'mean']:.2%}".rstrip("%") in some["FullSentence"]
     assert r", \texttt{full} &" in tables.claims(Study.read(tmp_path, "cpu")).latex()
     write_records(tmp_path / "full", [name for name in STUDY if name != "main"], profile="full")
     assert published_profile(tmp_path) == "full"
