@@ -198,14 +198,14 @@ def other_budget(study: Study) -> str:
         return f"{told}which is not recorded."
     large = Study(study.full, full.name)
     rows = large.table.sort_values("mean", ascending=False)
-    reached = [
+    each = [
         f"{compare.in_sentence(row['title'])} {number(100 * row['mean'], 2)} % ({plural(row['seeds'], 'seed')})"
         for _, row in rows.iterrows()
     ]
     planned = len(STUDY) * len(full.seeds)
     return (
         f"{told}of whose study {sentences.done(study.full, full)} of {planned} runs are recorded, made on "
-        f"{join(large.devices)}. Their accuracies in the final epoch: {join(reached)}."
+        f"{join(large.devices)}. Their accuracies in the final epoch: {join(each)}."
     )
 
 
