@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bloodcell_lib.analysis import as_input
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.layers import close_up
 from bloodcell_lib.models import CLASSES, Classifier, MBConvNet, SimpleCNN, SlimResNet
 
 
@@ -22,7 +23,7 @@ def parts(network: Classifier) -> dict[str, nn.Module]:
     none whose places are places of the picture: of a close-up, each stands for two.
     """
     net = network.net
-    if network.look is not None:
+    if network.look is close_up:
         raise BloodcellError("A network with a close-up has no map of one picture: explain one without.")
     if isinstance(net, MBConvNet):
         stages = {f"stage {i + 1}": stage for i, stage in reversed(list(enumerate(net.stages)))}

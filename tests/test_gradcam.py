@@ -7,14 +7,15 @@ from torch import nn
 from bloodcell_lib import gradcam, models
 from bloodcell_lib.analysis import as_input
 from bloodcell_lib.errors import BloodcellError
+from bloodcell_lib.layers import halved
 from bloodcell_lib.models import ModelConfig
 
 FAMILIES = ("deep_efficientnet", "as_described", "efficientnet_lite", "simple_cnn", "resnet18", "slim_resnet")
 
 
-def network(name: str) -> models.Classifier:
+def network(name: str, **settings: bool) -> models.Classifier:
     torch.manual_seed(3)
-    return models.build(ModelConfig(name)).eval()
+    return models.build(ModelConfig(name, **settings)).eval()
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def test_a_map_is_the_definition(name, images):
     by_hand = (gradient.mean((2, 3), keepdim=True) * kept["out"]).sum(1).relu().detach()
     assert by_hand.amax() > 0
     assert torch.allclose(gradcam.coarse_maps(net, images, CLASSES), by_hand, rtol=1e-3, atol=1e-6)
+
+
+def test_maps_of_a_network_that_halves_its_images_are_maps_of_these(images):
+    halves, plain = network("slim_resnet", halved=True), network("slim_resnet")
+    smaller = gradcam.coarse_maps(plain, halved(images / 255), CLASSES)
+    assert torch.allclose(gradcam.coarse_maps(halves, images, CLASSES), smaller, rtol=1e-3, atol=1e-6)
+    assert smaller.max() > 0 and gradcam.grad_cam(halves, images, CLASSES).shape == (5, 64, 64)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
