@@ -182,9 +182,8 @@ def study(
     budget = plans.profile(budget.study or budget.name)
     tasks = many.grid(_names(experiments), _seeds(seeds) or None, budget.name, progress=False)
     folder = views.image_folder(data, profile)
-    for view in dict.fromkeys(
-        view for task in tasks for view in task.views
-    ):  # decoded once, before workers would each do it
+    # Decoded once, before workers would each do it.
+    for view in dict.fromkeys(view for task in tasks for view in task.views):
         views.load_images(budget.name, folder, skip_bad, view=view)
     with many.live_table() as show, _executor(workers, dask) as executor:
         done = many.run_all(tasks, folder, executor, skip_bad, show=show)

@@ -31,7 +31,7 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import PROFILES, RECIPES, STUDY
+from bloodcell_lib.plans import PROFILES, RECIPES
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -196,16 +196,15 @@ def other_budget(study: Study) -> str:
     )
     if not study.full:
         return f"{told}which is not recorded."
-    large = Study(study.full, full.name)
-    rows = large.table.sort_values("mean", ascending=False)
+    rows = study.large.table.sort_values("mean", ascending=False)
     each = [
         f"{compare.in_sentence(row['title'])} {number(100 * row['mean'], 2)} % ({plural(row['seeds'], 'seed')})"
         for _, row in rows.iterrows()
     ]
-    planned = len(STUDY) * len(full.seeds)
+    made, planned = study.large.counted
     return (
-        f"{told}of whose study {sentences.done(study.full, full)} of {planned} runs are recorded, made on "
-        f"{join(large.devices)}. Their accuracies in the final epoch: {join(each)}."
+        f"{told}of whose study {made} of {planned} runs are recorded, made on {join(study.large.devices)}. Their "
+        f"accuracies in the final epoch: {join(each)}."
     )
 
 

@@ -27,7 +27,7 @@ from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
-from bloodcell_lib.shelf import full_beside
+from bloodcell_lib.shelf import counted, full_beside
 from bloodcell_lib.travel import ALONE
 
 REFERENCE_PIXELS, REFERENCE_EPOCHS, REFERENCE_IMAGES = 224, 50, 640  # as the reference states them; 640: validation
@@ -111,6 +111,16 @@ class Study:
     def claims(self) -> pd.DataFrame:
         """Of `compare.claims_table`."""
         return claims_table(self.records, self.full)
+
+    @cached_property
+    def large(self) -> Study:
+        """What is recorded under `full` beside it, as a study of its own."""
+        return Study(self.full, "full")
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """How many runs of the profile's study are recorded, and how many it plans."""
+        return counted(self.records, self.budget)
 
     @cached_property
     def pooled(self) -> Predictions | None:

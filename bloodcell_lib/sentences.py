@@ -5,16 +5,14 @@ Every sentence reads right when part of a study, or nothing at all, is recorded.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-from bloodcell_lib import beyond, plans, reached, second_reader, verdicts
-from bloodcell_lib.compare import AGREES, DIFFERS, study_table
+from bloodcell_lib import beyond, reached, second_reader, verdicts
+from bloodcell_lib.compare import AGREES, DIFFERS
 from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.latex import count, escape, join, number, plural
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study
-from bloodcell_lib.plans import EXTRA, STUDY, Profile
-from bloodcell_lib.records import Record
+from bloodcell_lib.plans import EXTRA, STUDY
 
 
 def sentences(study: Study) -> dict[str, str]:
@@ -58,8 +56,7 @@ def state(study: Study) -> str:
     planned = study.budget.seeds
     if not study.records:
         return "No run of the study is recorded yet; every number below that a run would give is a dash."
-    made = done(study.records, study.budget)
-    total = len(STUDY) * len(planned)
+    made, total = study.counted
     if made == total:
         first = f"All {total} runs of the study are recorded ({len(STUDY)} experiments, {plural(len(planned), 'seed')})"
     else:
@@ -118,31 +115,24 @@ def deviation(study: Study) -> str:
 
 def _tested(study: Study) -> str:
     """By what accuracies that the reference states are tested."""
-    full = plans.profile("full")
-    levels = study.claims[study.claims["profile"] == full.name]["verdict"].isin((AGREES, DIFFERS)).sum()
-    if not levels:
+    if not (study.claims["profile"] == study.large.profile).any():
         return "not at all"
-    made, planned = done(study.full, full), len(STUDY) * len(full.seeds)
-    return rf"where \texttt{{{full.name}}} has them, of which {made} of {planned} runs are recorded"
+    made, planned = study.large.counted
+    return rf"where \texttt{{{study.large.profile}}} has them, of which {made} of {planned} runs are recorded"
 
 
 def at_full_size(study: Study) -> str:
     """How far the main network and its variants get under `full`, where the study is of a smaller budget."""
-    table = study_table(study.full)
+    table = study.large.table
     names = [name for name, row in STUDY.items() if row.group != "baseline" and row.part == "split"]
-    means = 100 * table.loc[table.index.isin(names), "mean"] if len(table) else []
-    if not len(means):
+    means = 100 * table.loc[table.index.isin(names), "mean"]
+    if means.empty:
         return ""
     low, high = number(means.min(), 2), number(means.max(), 2)
     return (
         rf"Under \texttt{{full}}, the main network and its variants ({len(means)} of {len(names)} recorded) "
         rf"reach {low}{f' to {high}' * (low != high)}\,\% in the final epoch."
     )
-
-
-def done(records: Sequence[Record], budget: Profile) -> int:
-    """How many of the runs that a budget's study plans are among `records`."""
-    return len({(r.experiment, r.seed) for r in records} & set(itertools.product(STUDY, budget.seeds)))
 
 
 def trust(study: Study) -> str:

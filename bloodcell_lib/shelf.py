@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,15 @@ class Shelf:
 
 def published_profile(results: Path = paths.RESULTS) -> str:
     """`full` if `results` holds every run of its study, or nothing of `cpu`; else `cpu`."""
-    large = {(record.experiment, record.seed) for record in load_records(Path(results) / "full")}
-    whole = itertools.product(plans.STUDY, plans.profile("full").seeds)
-    return "full" if large and (large.issuperset(whole) or not (Path(results) / "cpu").exists()) else "cpu"
+    large = load_records(Path(results) / "full")
+    made, planned = counted(large, plans.profile("full"))
+    return "full" if large and (made == planned or not (Path(results) / "cpu").exists()) else "cpu"
+
+
+def counted(records: Sequence[Record], budget: plans.Profile) -> tuple[int, int]:
+    """How many of the runs that a budget's study plans are among `records`, and how many it plans."""
+    planned = set(itertools.product(plans.STUDY, budget.seeds))
+    return len(planned & {(record.experiment, record.seed) for record in records}), len(planned)
 
 
 def full_beside(folder: Path, profile: str) -> list[Record]:
