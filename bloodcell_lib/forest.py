@@ -29,6 +29,7 @@ GROUP_COLOURS = {
     "lever": "#AA3377",
     "best": INK,
     "confirmed": "#0072B2",
+    "stage": "#009E73",
     "part": "#E69F00",
     "distilled": "#AA3377",
 }

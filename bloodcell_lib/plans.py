@@ -106,6 +106,8 @@ _SEASONED = _MOVED | {
 }
 # It goes on once more, a third of its images as they are, the others as they come back from elsewhere.
 _TRAVELLED = _MOVED | {"train": TrainConfig(after="seasoned", warmup=1, copies=2), "length": 0.35}
+# Twice as fast for plain convolutions on processors with matrix units for it; what it costs, two rows tell.
+_HALF = {"precision": "bfloat16"}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -146,6 +148,12 @@ def _other_folds(name: str, title: str, **changes: Any) -> Iterator[Experiment]:
     """A recipe on the folds that are not the split."""
     for k in range(1, 5):
         yield _best(f"{name}_fold{k}", f"{title}, fold {k + 1} of 5", f"{name}_cv", part=f"fold{k}", **changes)
+
+
+def _stage(name: str, title: str, train: TrainConfig, length: float) -> Experiment:
+    """The travelled recipe's views, learned another way."""
+    changes = _MOVED | {"train": replace(train, **_HALF), "length": length}
+    return _best(f"travelled_{name}", title, "stage", **changes)
 
 
 _short = partial(_best, length=SHORT)  # at which much can be tried
@@ -205,6 +213,7 @@ EXTRA = _named(
     # What is tried on its short form below, and promises something elsewhere, on the whole recipe.
     _best("best_white_point", "Best recipe, white point", "confirmed", seeds=0, model=_WHITE),
     _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
+    _best("best_in_half", "Best recipe, half precision", "confirmed", seeds=0, train=TrainConfig(**_HALF)),
     _best("best_warm", "Best recipe, higher rate", "confirmed", seeds=0, train=_WARM),
     # Both views that did a little good on the short form, together, and on all folds: one split cannot tell so little.
     _best("magnified", "Best recipe, magnified", "confirmed", **_MAGNIFIED),
@@ -223,6 +232,12 @@ EXTRA = _named(
     _best("magnified_final", "Magnified, all images", "confirmed", part="all", **_MAGNIFIED),
     _best("seasoned_final", "Seasoned recipe, all images", "confirmed", part="all", **_SEASONED),
     _best("travelled_final", "Travelled recipe, all images", "confirmed", part="all", **_TRAVELLED),
+    # The travelled recipe taken apart: its last stage with nothing from elsewhere, without the stage before it, and all
+    # of it at once, each for as many pictures. The first row is what their numbers' half precision does alone.
+    _stage("in_half", "Travelled recipe, half precision", _TRAVELLED["train"], _TRAVELLED["length"]),
+    _stage("at_home", "Travelled recipe, no other sites", TrainConfig(after="seasoned", warmup=1), 1.05),
+    _stage("unseasoned", "Travelled recipe, not seasoned", TrainConfig(after="magnified", warmup=1, copies=2), 0.7),
+    _stage("at_once", "Travelled recipe, at once", TrainConfig(copies=2), 1.2),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -297,6 +312,7 @@ TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried
 BASES = {
     "lever": "aug_flips",
     "confirmed": "best",
+    "stage": "travelled",
     **dict.fromkeys(TRIED, "best_short"),
 }  # what a group changes, where it is not main
 GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))
