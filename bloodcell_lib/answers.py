@@ -90,8 +90,8 @@ def painting(result: Analysis) -> str:
     return (
         f"With the cell alone {100 * alone['accuracy']:.1f} % are right ({_interval(alone)}), with the background "
         f"alone {100 * without['accuracy']:.1f} % ({_interval(without)}; chance {100 / len(TITLES):g} %). Another "
-        f"class's background, against one of the same class, changes accuracy by {less['points']:+.1f} points "
-        f"({less['low']:+.1f} to {less['high']:+.1f})."
+        f"class's background, against one of the same class, changes accuracy by {_signed(less['points'], 1)} points "
+        f"({_span(less['low'], less['high'], 1)})."
     )
 
 
@@ -101,8 +101,9 @@ def heat(result: Analysis) -> str:
     gain = where["inside_less_other"]
     inside, area, hit, centre = (f"{100 * where[key]['mean']:.0f} %" for key in ("inside", "area", "hit", "centre_hit"))
     return (
-        f"{inside} of the heat lies in the cell, which fills {area} of the picture: {100 * gain['mean']:+.1f} points "
-        f"({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) more than in another image's cell. The hottest pixel "
+        f"{inside} of the heat lies in the cell, which fills {area} of the picture: "
+        f"{_signed(100 * gain['mean'], 1)} points ({_span(100 * gain['low'], 100 * gain['high'], 1)}) more than in "
+        "another image's cell. The hottest pixel "
         f"lies in the cell in {hit} of the pictures, the middle of the picture in {centre}."
     )
 
@@ -114,7 +115,7 @@ def sanity(result: Analysis) -> str:
     head, two = (result["randomisation"][key]["mean"] for key in ("head", "between_images"))
     return (
         f"By deletion, Grad-CAM is {verdict} than taking pixels away from the middle outwards (area under the curve "
-        f"{centre['mean']:+.3f}, {centre['low']:+.3f} to {centre['high']:+.3f}). With the last layer shuffled, maps "
+        f"{_signed(centre['mean'], 3)}, {_span(centre['low'], centre['high'], 3)}). With the last layer shuffled, maps "
         f"keep a rank correlation of {head:.2f}, where two images' maps have {two:.2f}: they "
         f"{'do' if head < two else 'do not'} depend on what was learnt there."
     )
@@ -136,8 +137,8 @@ def corruptions(result: Analysis) -> str:
     for name, rival in result["experiments"].items():
         if name not in (result["experiment"], result["baseline"]):
             change = rival["difference"]
-            interval = f"{change['low']:+.1f} to {change['high']:+.1f}"
-            told += f" {title_of(name)}: {change['points']:+.1f} points on average ({interval})."
+            interval = f"{_span(change['low'], change['high'], 1)}"
+            told += f" {title_of(name)}: {_signed(change['points'], 1)} points on average ({interval})."
     return told
 
 
@@ -164,7 +165,7 @@ def _rival(name: str, row: Analysis) -> str:
     together, change = row["sites"]["all"], row["difference"]
     return (
         f"{in_sentence(title_of(name))} {100 * together['accuracy']:.1f} % ({_interval(together)}; unchanged pictures "
-        f"{change['points']:+.1f} points, {change['low']:+.1f} to {change['high']:+.1f}; "
+        f"{_signed(change['points'], 1)} points, {_span(change['low'], change['high'], 1)}; "
         f"{_seeds(row)})"
     )
 
@@ -216,7 +217,7 @@ def reading(result: Analysis) -> str:
         f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
         f"{sites(result, 'undone')} With nothing undone, that is so at {kept(result, 'plain')} (here all "
         f"changes are to the whole photograph), and {100 * plain['sites']['all']['accuracy']:.1f} % are left. "
-        f"Unchanged pictures: {points:+.2f} points ({low:+.2f} to {high:+.2f}; {_seeds(undone)})."
+        f"Unchanged pictures: {_signed(points, 2)} points ({_span(low, high, 2)}; {_seeds(undone)})."
     )
 
 
@@ -248,8 +249,8 @@ def labels(result: Analysis) -> str:
     if clean:
         change = clean["difference"]
         told += (
-            f" Training without the suspects changes accuracy on untouched folds by {change['mean']:+.2f} points "
-            f"({change['low']:+.2f} to {change['high']:+.2f}; {_seeds(change)} a fold)."
+            " Training without the suspects changes accuracy on untouched folds by "
+            f"{_signed(change['mean'], 2)} points ({_span(change['low'], change['high'], 2)}; {_seeds(change)} a fold)."
         )
     return told
 
@@ -269,7 +270,7 @@ def finer(result: Analysis) -> str:
         row = taught[0]
         told.append(
             f"A network that is taught the finer types, its probabilities added up, changes accuracy by "
-            f"{row['mean']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}; {_seeds(row)})."
+            f"{_signed(row['mean'], 2)} points ({_span(row['low'], row['high'], 2)}; {_seeds(row)})."
         )
     else:
         told.append("No network that was taught the finer types is recorded.")
@@ -278,6 +279,16 @@ def finer(result: Analysis) -> str:
 
 def _seeds(row: Analysis) -> str:
     return f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign; what rounds to zero has none."""
+    rounded = round(float(value), digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def _span(low: float, high: float, digits: int) -> str:
+    return f"{_signed(low, digits)} to {_signed(high, digits)}"
 
 
 def _interval(row: Analysis) -> str:

@@ -155,12 +155,18 @@ def results(study: Study) -> str:
         "on unchanged pictures, once what the reader reads of each photograph is undone. All: its accuracy at the "
         "site that changes all at once."
     )
+    apart = (
+        "What the travelled recipe owes to its last stages, each row with as many pictures, on the split alone; the "
+        "other sites are those of the table above."
+    )
+    stages = tables.stages(study)
     parts = [
         _paragraph(*told),
         markdown_table(tables.models(study)),
         _paragraph(below),
         _paragraph(beyond.best(study), beyond.further(study)),
         *([markdown_table(tables.recipes(study)), _paragraph(own)] if study.runs("best") else []),
+        *([_paragraph(apart), markdown_table(stages)] if len(stages.rows) > 1 else []),
         _paragraph(second_reader.sentence(study), beyond.doubts(study)),
         _paragraph(beyond.tried(study), beyond.sharpness(study)),
         _paragraph(*made),

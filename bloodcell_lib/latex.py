@@ -14,12 +14,12 @@ def number(value: Any, digits: int = 0) -> str:
     """A number with so many decimals, or a dash for None and nan."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{value:,.{digits}f}".replace("-", "$-$")
+    return f"{round(float(value), digits) or 0:,.{digits}f}".replace("-", "$-$")
 
 
 def signed(value: Any, digits: int = 2) -> str:
-    """The same with its sign."""
-    return number(value, digits) if value is None or not value > 0 else f"$+${value:.{digits}f}"
+    """The same with its sign; what rounds to zero has none."""
+    return number(value, digits) if value is None or not round(float(value), digits) > 0 else f"$+${value:.{digits}f}"
 
 
 def count(value: Any) -> str:

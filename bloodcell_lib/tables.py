@@ -12,7 +12,7 @@ from bloodcell_lib.beyond import together
 from bloodcell_lib.compare import difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import RECIPES, STUDY
+from bloodcell_lib.plans import BASES, RECIPES, STUDY, variants
 from bloodcell_lib.records import Record
 from bloodcell_lib.unknown import SCORES, means
 
@@ -138,6 +138,17 @@ def recipes(study: Study) -> Table:
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)
+
+
+def stages(study: Study) -> Table:
+    """The travelled recipe beside what is left of it without one of its stages, on the split and at simulated sites."""
+    rows = []
+    for name in (BASES["stage"], *variants(BASES["stage"], "stage")):
+        if row := study.row(name):
+            epochs, gain = "+".join(_epochs(study, name)), _difference(row) if name != BASES["stage"] else ""
+            rows.append((row["title"], epochs, _accuracy(row), gain, *_undone(study, name)))
+    head = ("Recipe", "Epochs", "Split", f"To {BASES['stage']}", "Sites", "All")
+    return Table("lrrrrr", head, rows, ("", "", r"(\%)", "(points)", "kept", r"(\%)"))
 
 
 def _gain(ours: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> str:

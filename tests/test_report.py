@@ -379,6 +379,22 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     assert rows["2 averaged"][3] == rows[r"\quad over symmetries"][3] == "98.00 [97.00, 99.00]"
 
 
+def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):
+    write_records(tmp_path, ["magnified", "seasoned", "travelled"], seeds=(0,))
+    assert [row[0] for row in tables.stages(Study.of(load_records(tmp_path), "cpu")).rows] == ["Travelled recipe"]
+    write_records(tmp_path, ["travelled_at_home", "travelled_at_once"], seeds=(0,))
+    undone = {"sites": {key: {"accuracy": 0.8, "share": 0.96} for key in ("less", "all")}}
+    reading = {"experiments": {"undone": undone}, "sites": {"less": "", "all": ""}, "goals": {"alone": 0.95}}
+    found = {"reading_travelled_at_home": {"experiment": "travelled_at_home", "result": reading}}
+    study = Study.of(load_records(tmp_path), "cpu", found)
+    whole, home, once = tables.stages(study).rows
+    epochs = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned")]
+    assert whole[1].startswith("+".join(map(str, epochs)) + "+") and whole[1].endswith(r"$\times$3") and whole[3] == ""
+    assert home[1].startswith("+".join(map(str, epochs)) + "+") and "times" not in home[1] and "+" not in once[1]
+    gain = 100 * (study.row("travelled_at_home")["mean"] - study.row("travelled")["mean"])
+    assert home[3].startswith(latex.signed(gain)) and home[4:] == ("1 of 1", "80.0") and once[4:] == ("--", "--")
+
+
 def test_it_is_told_what_turning_before_shrinking_does(tmp_path):
     write_records(tmp_path, ["best_short", "short_free_rotation"], seeds=(0,))
     assert beyond.sharpness(Study.of(load_records(tmp_path), "cpu")) == ""
