@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.plans import EXPERIMENTS, profile
 from bloodcell_lib.records import FORMAT, WEIGHTS, Record, in_half, load_record
 from bloodcell_lib.tasks import WHOLE, Task, configuration, recorded
-from bloodcell_lib.trainer import Trainer
+from bloodcell_lib.trainer import Run, Trainer
 from bloodcell_lib.views import divide, load_images, split_sha256
 
 
@@ -60,19 +60,12 @@ def _make(
     task: Task, config: dict[str, Any], cells: CellImages, photographs: Callable[[], CellImages | None]
 ) -> Record:
     """Trains and writes the record."""
-    started, commit, plan, budget = machine.now(), machine.commit(), task.plan(), profile(task.profile)
+    started, commit, plan = machine.now(), machine.commit(), task.plan()
     without = earlier.suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
     taught = earlier.teachers(task, cells) if plan.train.distil else None
     start = earlier.begun(task, cells) if plan.train.after else None
-    shown = train
-    if plan.train.copies:
-        given = photographs()
-        if given is None or given.sha256 != cells.sha256:
-            raise BloodcellError(f"{task.name} copies whole photographs: give those of its images.")
-        theirs = divide(given, plan.part, without)[0]
-        eye = reader.Lesson(task.profile, plan.part, theirs, task.device or "cpu", task.results).taught()
-        shown = abroad.with_copies(train, theirs, eye, config["crop"], plan.train.copies, task.seed)
+    shown = _with_copies(task, cells, train, photographs(), without) if plan.train.copies else train
     trainer = Trainer(
         plan.model,
         plan.train,
@@ -86,13 +79,47 @@ def _make(
     try:
         result = trainer.fit(shown, held_out, taught, start)
     except OtherRun:
-        if not budget.disposable:
+        if not profile(task.profile).disposable:
             raise
         task.checkpoint.unlink()
         result = trainer.fit(shown, held_out, taught, start)
-    final = result.history[-1]["validation_accuracy"]
-    best = None if held_out is None else max(result.history, key=lambda row: row["validation_accuracy"])
-    info = {
+    data = {
+        "source": cells.source,
+        "fingerprint": cells.fingerprint,
+        "course": cells.is_course,
+        "train": len(train),
+        "validation": 0 if held_out is None else len(held_out),
+        "left_out": len(without),
+        **({"taught_sha256": hashlib.sha256(taught.numpy().tobytes()).hexdigest()} if taught is not None else {}),
+        **({"start_sha256": trainer.start} if start is not None else {}),
+        "split_sha256": split_sha256(train, held_out),
+    }
+    model = {
+        "parameters": models.parameters(trainer.model),
+        "macs": models.macs(trainer.model, config["pixels"]),
+    }
+    info = {**_named(task, config), "data": data, "model": model, **_reached(result)}
+    _write(task, {**info, "commit": commit, "started": started, "ended": machine.now()}, held_out, result)
+    task.checkpoint.unlink(missing_ok=True)
+    return load_record(task.folder)
+
+
+def _with_copies(
+    task: Task, cells: CellImages, train: CellImages, given: CellImages | None, without: Collection[int]
+) -> CellImages:
+    """The training images and their copies from other sites, as a reader that saw no other image gives them back."""
+    plan = task.plan()
+    if given is None or given.sha256 != cells.sha256:
+        raise BloodcellError(f"{task.name} copies whole photographs: give those of its images.")
+    theirs = divide(given, plan.part, without)[0]
+    eye = reader.Lesson(task.profile, plan.part, theirs, task.device or "cpu", task.results).taught()
+    return abroad.with_copies(train, theirs, eye, configuration(task)["crop"], plan.train.copies, task.seed)
+
+
+def _named(task: Task, config: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of the run before it is made."""
+    plan = task.plan()
+    return {
         "format": FORMAT,
         "experiment": task.name,
         "title": plan.title,
@@ -101,32 +128,27 @@ def _make(
         "seed": task.seed,
         "profile": task.profile,
         "config": config,
-        "data": {
-            "source": cells.source,
-            "fingerprint": cells.fingerprint,
-            "course": cells.is_course,
-            "train": len(train),
-            "validation": 0 if held_out is None else len(held_out),
-            "left_out": len(without),
-            **({"taught_sha256": hashlib.sha256(taught.numpy().tobytes()).hexdigest()} if taught is not None else {}),
-            **({"start_sha256": trainer.start} if start is not None else {}),
-            "split_sha256": split_sha256(train, held_out),
-        },
-        "model": {
-            "parameters": models.parameters(trainer.model),
-            "macs": models.macs(trainer.model, config["pixels"]),
-        },
-        "history": result.history,
-        "final_validation_accuracy": final,
-        "best_validation_accuracy": best and best["validation_accuracy"],
-        "best_epoch": best and best["epoch"],
+    }
+
+
+def _reached(result: Run) -> dict[str, Any]:
+    """What a record says of the training; "best" is None without validation."""
+    history = result.history
+    judged = [row for row in history if row["validation_accuracy"] is not None]
+    best = max(judged, key=lambda row: row["validation_accuracy"], default={})
+    return {
+        "history": history,
+        "final_validation_accuracy": history[-1]["validation_accuracy"],
+        "best_validation_accuracy": best.get("validation_accuracy"),
+        "best_epoch": best.get("epoch"),
         "peak_memory_bytes": result.peak_memory_bytes,
         "wall_seconds": result.wall_seconds,
         "machine": result.machine,
-        "commit": commit,
-        "started": started,
-        "ended": machine.now(),
     }
+
+
+def _write(task: Task, info: dict[str, Any], held_out: CellImages | None, result: Run) -> None:
+    """The record's folder, whole or not at all: probabilities on the held-out images, weights, and `info`."""
     with paths.write_folder_whole(task.folder) as folder:
         if held_out is not None:
             np.savez_compressed(
@@ -139,8 +161,6 @@ def _make(
         weights = safetensors.torch.save({name: value.contiguous() for name, value in result.weights.items()})
         (folder / WEIGHTS).write_bytes(weights)
         (folder / "record.json").write_text(json.dumps(info, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    task.checkpoint.unlink(missing_ok=True)
-    return load_record(task.folder)
 
 
 @contextlib.contextmanager

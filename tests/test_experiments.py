@@ -76,10 +76,11 @@ def test_the_study_has_its_sixteen_rows_in_order():
     extra = ["simple_cnn_full", "resnet18_full", "efficientnet_lite_full", "as_described", *folds]
     extra += ["growing_images", *(f"without_{name}" for name in NAMES), "with_turns", "with_slim_resnet"]
     best = ["best", "best_final", *(f"best_fold{k}" for k in range(1, 5)), "best_white_point"]
-    best += ["best_remedies", "best_warm", "magnified", *(f"magnified_fold{k}" for k in range(1, 5))]
+    best += ["best_remedies", "best_in_half", "best_warm", "magnified", *(f"magnified_fold{k}" for k in range(1, 5))]
     best += ["best_longer", "rotated", "hardy"]
     best += [*(f"hardy_fold{k}" for k in range(1, 5)), "hardy_final", *plans.FOLDS["seasoned"]]
-    best += [*plans.FOLDS["travelled"], "magnified_final", "seasoned_final", "travelled_final", "best_short"]
+    best += [*plans.FOLDS["travelled"], "magnified_final", "seasoned_final", "travelled_final"]
+    best += [*(f"travelled_{name}" for name in ("in_half", "at_home", "unseasoned", "at_once")), "best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -107,6 +108,20 @@ def test_each_ablation_changes_only_its_own_setting():
     assert differs("aug_none") == everything
     assert differs("aug_flips") == everything - {"flips"}
     assert differs("aug_flips_rotation") == everything - {"flips", "rotation"}
+    assert differs("travelled_in_half", "travelled") == {"precision"}
+    assert differs("travelled_at_home", "travelled_in_half") == {"copies"}
+    assert differs("travelled_unseasoned", "travelled_in_half") == {"after"}
+    assert differs("travelled_at_once", "travelled_in_half") == {"after", "warmup"}
+    cpu = plans.PROFILES["cpu"]
+    shown = {}
+    for name in ("seasoned", "travelled", *plans.variants("travelled", "stage")):
+        row = EXPERIMENTS[name]
+        shown[name] = round(cpu.epochs * row.length) * (1 + row.train.copies)
+    last, before = shown.pop("travelled"), shown.pop("seasoned")
+    assert shown["travelled_in_half"] == shown["travelled_at_home"] == last
+    assert shown["travelled_unseasoned"] == pytest.approx(before + last, abs=1), "as many pictures"
+    first = round(cpu.epochs * EXPERIMENTS["magnified"].length)
+    assert shown["travelled_at_once"] == pytest.approx(first + before + last, abs=1)
     for name in ("best_final", "best_fold1"):
         assert differs(name, "best") == set() and EXPERIMENTS[name].length == EXPERIMENTS["best"].length
     assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
