@@ -23,15 +23,12 @@ def judged(task: Task, cells: CellImages, k: int) -> tuple[np.ndarray, np.ndarra
     configuration or on other images.
     """
     folds = data.folds(cells)
-    changes = tuple((key, value) for key, value in task.changes if key != "distil")  # nobody taught the teachers
     at, probabilities = [], []
-    for j in sorted(set(range(5)) - {k}):
-        pair = replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}", changes=changes)
+    for j, pair in _pairs(task, k):
         record = recorded(pair, configuration(pair), cells)
         if record is None:
             raise BloodcellError(
-                f"{task.name} needs {pair.folder}: make it with `bloodcell study --experiments cv_pair --profile "
-                f"{task.profile.split('/')[0]}` first" + (", changed in the same way." if changes else ".")
+                f"{task.name} needs {pair.folder}: make it with `{_command(pair, 'cv_pair')}` first{_alike(pair)}."
             )
         run, held_out = record.validation(), np.sort(np.concatenate([folds[j][1], folds[k][1]]))
         if run.names != cells.subset(held_out).names:
@@ -64,19 +61,52 @@ def teachers(task: Task, cells: CellImages) -> Tensor:
 def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
     """The weights that a run starts from whose recipe goes on after another: of the run of that one which had the same
     training images and seed. Raises BloodcellError where there is none, or its weights are damaged or not here."""
-    plan = task.plan()
-    rows = (*FOLDS.get(plan.train.after, ()), f"{plan.train.after}_final")
-    name = next((row for row in rows if row in EXPERIMENTS and EXPERIMENTS[row].part == plan.part), None)
-    if name is None:
+    plan, earlier = task.plan(), _before(task)
+    if earlier is None:
         raise BloodcellError(
             f"{task.name} goes on after '{plan.train.after}', which has no run on '{plan.part}': give one of "
             f"{', '.join(FOLDS)}, on a part that it has."
         )
-    earlier = replace(task, experiment=name, changes=tuple(c for c in task.changes if c[0] != "after"))
     record = recorded(earlier, configuration(earlier), cells)
     if record is None:
         raise BloodcellError(
-            f"{task.name} needs {earlier.folder}: make it with `bloodcell train {name} --profile "
-            f"{task.profile.split('/')[0]} --seed {task.seed}` first."
+            f"{task.name} needs {earlier.folder}: make it with `{_command(earlier)}` first{_alike(earlier)}."
         )
     return record.weights()
+
+
+def needed(task: Task) -> list[Task]:
+    """The runs that must be recorded before `task` can be made, in whose place nothing else will do."""
+    plan = task.plan()
+    before = [_before(task)] if plan.train.after else []
+    held_out = int(task.experiment[-1]) if plan.part.startswith("clean") else 0
+    pairs = [pair for _, pair in _pairs(task, held_out)] if plan.train.distil or plan.part.startswith("clean") else []
+    return [run for run in (*before, *pairs) if run is not None]
+
+
+def _before(task: Task) -> Task | None:
+    """The run that this one goes on from; None where that recipe has none on these images."""
+    plan = task.plan()
+    rows = (*FOLDS.get(plan.train.after, ()), f"{plan.train.after}_final")
+    name = next((row for row in rows if row in EXPERIMENTS and EXPERIMENTS[row].part == plan.part), None)
+    changes = tuple(change for change in task.changes if change[0] != "after")
+    return name and replace(task, experiment=name, changes=changes)
+
+
+def _pairs(task: Task, k: int) -> list[tuple[int, Task]]:
+    """The runs that saw neither fold k nor fold j, by j; nobody taught these."""
+    changes = tuple((key, value) for key, value in task.changes if key != "distil")
+    others = sorted(set(range(5)) - {k})
+    return [(j, replace(task, experiment=f"cv_pair{min(j, k)}{max(j, k)}", changes=changes)) for j in others]
+
+
+def _command(task: Task, group: str = "") -> str:
+    """What makes a run, or a group of them; only a study makes those of a profile within another."""
+    outer, _, inner = task.profile.partition("/")
+    if group or inner:
+        return f"bloodcell study --experiments {group or task.experiment} --profile {outer}"
+    return f"bloodcell train {task.experiment} --profile {outer} --seed {task.seed}"
+
+
+def _alike(task: Task) -> str:
+    return ", changed in the same way" if task.changes else ""

@@ -28,7 +28,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from bloodcell_lib import experiments, plans, views
+from bloodcell_lib import earlier, experiments, plans, views
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.tasks import Task
@@ -183,7 +183,8 @@ def run_all(
     retries: int = 1,
     show: Callable[[list[Progress]], None] = lambda rows: None,
 ) -> list[Progress]:
-    """Makes every run that has no record yet; one that fails is retried and then left, and the rest goes on.
+    """Makes every run that has no record yet, after those among them that it goes on from or is taught by; one that
+    fails is retried and then left, and the rest goes on.
 
     executor: any `concurrent.futures.Executor`, with an attribute `slots` that says how many runs it makes at once.
     show: called with all rows whenever one changes.
@@ -198,7 +199,8 @@ def run_all(
     show(rows)
     running: dict[Future, tuple[Progress, float]] = {}
     while True:
-        waiting = [row for row in rows if row.state == "waits"]
+        unmade = {row.task.folder for row in rows if row.state in ("waits", "runs")}
+        waiting = [row for row in rows if row.state == "waits" and unmade.isdisjoint(_needs(row.task))]
         while waiting and len(running) < slots:
             row = waiting.pop(0)
             row.state, row.attempts = "runs", row.attempts + 1
@@ -212,6 +214,10 @@ def run_all(
             row.seconds = time.monotonic() - began
             _finish(row, future, "done", retries)
         show(rows)
+
+
+def _needs(task: Task) -> set[Path]:
+    return {run.folder for run in earlier.needed(task)}
 
 
 def _finish(row: Progress, future: Future, state: str, retries: int) -> None:

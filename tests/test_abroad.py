@@ -57,7 +57,7 @@ def test_a_run_learns_from_them_and_asks_for_what_it_needs(pair, folder, tmp_pat
     cells = views.load_images(PROFILE, folder, progress=False, view=task.view)
     with pytest.raises(BloodcellError, match="copies whole photographs: give those of its images"):
         experiments.run(task, cells)
-    with pytest.raises(BloodcellError, match=r"needs .*seasoned.*: make it with `bloodcell train seasoned "):
+    with pytest.raises(BloodcellError, match=r"needs .*: make it with `bloodcell study --experiments seasoned "):
         experiments.run(replace(task, changes=ONCE[:1]), cells, lambda: pair[1])
     with pytest.raises(BloodcellError, match="give distil or copies, not both"):
         replace(task, changes=(*ONCE, ("distil", 0.5))).plan()

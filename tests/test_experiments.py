@@ -270,7 +270,7 @@ def test_a_run_goes_on_after_the_one_that_had_the_same_images_and_seed(cells, tm
         task = Task(name, 3, PROFILE, tmp_path, (*ONCE, *changes.items()), progress=False)
         return task, replace(cells, images=shrunk(cells.images, task.view[0]))
 
-    with pytest.raises(BloodcellError, match="bloodcell train magnified_fold2 --profile demo --seed 3"):
+    with pytest.raises(BloodcellError, match="`bloodcell study --experiments magnified_fold2 --profile demo` first"):
         experiments.run(*small("seasoned_fold2"))
     earlier = experiments.run(*small("magnified_fold2"))
     kept = load_file(earlier.folder / "weights.safetensors")

@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bloodcell_lib import drawn_folder, experiments, paths, plans, study, views
+from bloodcell_lib import drawn_folder, earlier, experiments, paths, plans, study, views
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.plans import EXPERIMENTS, STUDY
 from bloodcell_lib.records import load_records
@@ -214,6 +214,34 @@ class Dropping(Executor):
         future.cancel()
         future.set_running_or_notify_cancel()
         return future
+
+
+def test_what_a_run_needs_is_made_before_it_however_many_are_made_at_once(tmp_path, images):
+    class AtOnce:
+        slots, open = 4, set()
+
+        def submit(self, _, task, *rest) -> Future:
+            started.append(task.name)
+            assert not self.open & {run.name for run in earlier.needed(task)}
+            self.open.add(task.name)
+            future: Future = Future()
+            threading.Timer(0.01, self.end, [task.name, future]).start()
+            return future
+
+        def end(self, name: str, future: Future) -> None:
+            self.open.remove(name)
+            future.set_result((0.5, 1.0))
+
+    started = []
+    chain = ["travelled_final", "seasoned_final", "magnified_final"]
+    names = [*chain, "cv_clean2", "short_distilled", *(name for name in EXPERIMENTS if name.startswith("cv_pair"))]
+    given = [Task(name, 0, "cpu", tmp_path) for name in names]
+    assert states(run_all(given, images, AtOnce())) == ["done"] * len(given)
+    assert sorted(started) == sorted(names) and [name for name in started if name in chain] == chain[::-1]
+    taught = {run.name for name in ("cv_clean2", "short_distilled") for run in earlier.needed(given[names.index(name)])}
+    assert len(taught) == 7 and taught < set(names), "the pairs with fold 3, and those with the first"
+    alone = [Task("seasoned", 0, "cpu", tmp_path)]
+    assert states(run_all(alone, images, AtOnce())) == ["done"], "what is not asked for is not waited for"
 
 
 def test_a_run_that_the_executor_drops_has_failed(tmp_path, images):
