@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bloodcell_lib.cells import CLASS_MAP, TITLES
+from bloodcell_lib import robustness
+from bloodcell_lib.cells import CLASS_MAP, NAMES, TITLES
 from bloodcell_lib.compare import in_sentence, title_of
+from bloodcell_lib.plans import EXPERIMENTS, WITHOUT
 from bloodcell_lib.travel import titles
 from bloodcell_lib.unknown import SCORES, means
 
@@ -134,8 +136,11 @@ def corruptions(result: Analysis) -> str:
     if own["mce"] is not None:
         baseline = in_sentence(title_of(result["baseline"]))
         told += f" The mean corruption error is {100 * own['mce']:.0f} % of that of {baseline}."
+    beside = robustness.rivals(
+        result["experiment"]
+    )  # what an older analysis compared besides may be another recipe today
     for name, rival in result["experiments"].items():
-        if name not in (result["experiment"], result["baseline"]):
+        if name in beside:
             change = rival["difference"]
             interval = f"{_span(change['low'], change['high'], 1)}"
             told += f" {title_of(name)}: {_signed(change['points'], 1)} points on average ({interval})."
@@ -195,12 +200,14 @@ def sites(result: Analysis, experiment: str) -> str:
     """What one of the experiments keeps at other sites."""
     own, words, goals = result["experiments"][experiment], titles(result), result["goals"]
     poor, alone, both = _poor(result, experiment), len(own["sites"]) - 1, own["sites"]["all"]
-    named = ", ".join(f"{in_sentence(words[key])} ({100 * own['sites'][key]['share']:.1f} %)" for key in poor[:WORST])
+    named = ", ".join(
+        f"{in_sentence(words[key])} ({100 * own['sites'][key]['accuracy']:.1f} %)" for key in poor[:WORST]
+    )
     return (
         f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
         f"keeps at least {100 * goals['alone']:g} in a hundred at {kept(result, experiment)} of {alone} simulated "
         f"sites{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are "
-        f"left ({_interval(both)})."
+        f"right ({_interval(both)})."
     )
 
 
@@ -209,15 +216,15 @@ def reading(result: Analysis) -> str:
     plain, undone, exact = *(result["experiments"][kind] for kind in ("plain", "undone")), result["exact"]
     off = {name: 100 * exact[name]["median"] for name in exact}
     light, change = max(off[name] for name in ("red", "green", "blue")), undone["difference"]
-    points, low, high = (round(change[key], 2) + 0.0 for key in ("points", "low", "high"))  # no -0.00
     return (
         f"A network of {result['learnt']['parameters'] / 1e6:.2f} million parameters, which taught itself on the "
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
         f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
         f"{sites(result, 'undone')} With nothing undone, that is so at {kept(result, 'plain')} (here all "
-        f"changes are to the whole photograph), and {100 * plain['sites']['all']['accuracy']:.1f} % are left. "
-        f"Unchanged pictures: {_signed(points, 2)} points ({_span(low, high, 2)}; {_seeds(undone)})."
+        f"changes are to the whole photograph), and {100 * plain['sites']['all']['accuracy']:.1f} % are right. "
+        f"Unchanged pictures: {_signed(change['points'], 2)} points "
+        f"({_span(change['low'], change['high'], 2)}; {_seeds(undone)})."
     )
 
 
@@ -233,6 +240,12 @@ def unknown(result: Analysis) -> str:
                 f"For {words} the mean AUROC is {scores}; with {SCORES[best]}, {100 * rates[best]:.0f} % of the "
                 f"unknown pass where {100 * result['tpr']:g} % of the known do."
             )
+    if result["left_out"]:
+        known = sorted(100 * row["accuracy"]["accuracy"] for row in result["left_out"].values())
+        told.append(
+            f"Networks that a class was kept from trained for {EXPERIMENTS[WITHOUT + NAMES[0]].epochs} epochs at most; "
+            f"of the other classes they name {known[0]:.1f} to {known[-1]:.1f} % rightly."
+        )
     if result["missing"]:
         absent = [TITLES[CLASS_MAP[name]].lower() for name in result["missing"]]
         told.append(f"Without a network that was kept from it: {', '.join(absent)}.")

@@ -28,7 +28,9 @@ app.add_typer(data_app, name="data")
 Data = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
     typer.Option(
-        "--data", help="Folder with train/, test/ and class_map.json. Default: BLOODCELL_DATA, else drawn cells."
+        "--data",
+        help="Folder with train/, test/ and class_map.json. Default: BLOODCELL_DATA, else what `bloodcell data fetch` "
+        "brought, else cells that are drawn, in the demo alone.",
     ),
 ]
 Profile = Annotated[str, typer.Option(help="Budget: demo, cpu or full.")]

@@ -153,7 +153,8 @@ def results(study: Study) -> str:
     own = (
         f"Sites kept: of the simulated ones, at how many a recipe keeps {100 * ALONE:.0f} in a hundred of its accuracy "
         "on unchanged pictures, once what the reader reads of each photograph is undone. All: its accuracy at the "
-        "site that changes all at once."
+        "site that changes all at once. Epochs: of the recipes gone on from, then its own, times the pictures shown of "
+        "an image where these are several. Split: ± over three seeds, else of one. Over best: on the other four folds."
     )
     apart = (
         "What the travelled recipe owes to its last stages, each row with as many pictures, on the split alone; the "
@@ -179,8 +180,8 @@ def accuracy(study: Study, name: str = "main") -> str:
     runs = study.runs(name) or study.records
     config, where = runs[0].info["config"], join(Study(runs, study.profile).devices)
     return (
-        f"Under the profile `{study.profile}` ({config['pixels']} × {config['pixels']} pixels, "
-        f"{config['train']['epochs']} epochs), on {where}: {reached.headline(study, name)}"
+        f"Under the profile `{study.profile}`, with {config['pixels']} × {config['pixels']} pixels and "
+        f"{reached.length(study, runs[0].experiment)}, on {where}: {reached.headline(study, name)}"
     )
 
 

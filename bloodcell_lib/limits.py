@@ -17,6 +17,7 @@ from bloodcell_lib.cells import CLASS_MAP, COLOURS, TITLES
 from bloodcell_lib.compare import title_of
 from bloodcell_lib.corrupt import CORRUPTIONS, corrupt
 from bloodcell_lib.explain import drawn
+from bloodcell_lib.robustness import rivals
 from bloodcell_lib.style import GREY, INK, WIDTH, canvas, styled
 from bloodcell_lib.travel import titles
 from bloodcell_lib.unknown import SCORES
@@ -75,7 +76,8 @@ def corruption_curves(result: dict[str, Any]) -> Figure:
     for ax, (name, row) in zip(axes.flat, result["corruptions"].items()):
         band = np.array([[step["low"], step["high"]] for step in (first["clean"], *first["corrupted"][name])])
         ax.fill_between(x, *100 * band.T, color=INK, alpha=0.15, linewidth=0)
-        for experiment, found in result["experiments"].items():
+        shown = (result["experiment"], result["baseline"], *rivals(result["experiment"]))
+        for experiment, found in ((name, row) for name, row in result["experiments"].items() if name in shown):
             own = experiment == result["experiment"]
             words, colour, marker, dash = (experiment, INK, "o", (1, 0)) if own else LOOKS[experiment]
             y = [100 * step["accuracy"] for step in (found["clean"], *found["corrupted"][name])]

@@ -157,6 +157,13 @@ class Study:
         """The records of each fold of a cross-validated recipe, the split first."""
         return [self.runs(name) for name in plans.FOLDS[recipe]]
 
+    def stages(self, name: str) -> list[tuple[int, int]]:
+        """The epochs of a recipe and of those that it goes on after, the first one's first, each with the pictures that
+        it shows of an image."""
+        train = self.runs(name)[0].info["config"]["train"]
+        after = train.get("after", "")
+        return [*(self.stages(after) if self.runs(after) else []), (train["epochs"], 1 + train.get("copies", 0))]
+
     def seeds(self, name: str) -> tuple[int, ...]:
         """The seeds with which an experiment is recorded."""
         return tuple(record.seed for record in self.runs(name))

@@ -118,8 +118,8 @@ def load_set(folder: Path) -> tuple[dict[str, Any], bytes]:
     about = folder / f"{NAME}.json"
     if not about.exists():
         raise BloodcellError(
-            f"No weights in {folder}: make them with `bloodcell train travelled_final --profile cpu`, "
-            "then `bloodcell publish --profile cpu --weights`."
+            f"No weights in {folder}: bring the published ones back with `git checkout bloodcell_lib/weights`, or make "
+            "some as README says under Predict."
         )
     try:
         record = json.loads(about.read_text(encoding="utf-8"))

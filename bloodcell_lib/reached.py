@@ -25,6 +25,12 @@ def headline(study: Study, name: str = "main") -> str:
     )
 
 
+def length(study: Study, name: str = "main") -> str:
+    """The epochs of a recipe, with those of the ones that it goes on after."""
+    stages = [str(epochs) for epochs, _ in study.stages(name)]
+    return f"{join(stages)} epochs{' in turn' if len(stages) > 1 else ''}"
+
+
 def best_epoch(study: Study, name: str = "main") -> str:
     """How much the reference's way of picking an epoch flatters."""
     row = study.row(name)
@@ -64,9 +70,17 @@ def unseen(study: Study, name: str) -> str:
     if judged.empty:
         return ""
     share, images, interval = rightly(judged)
-    return (
-        f"It was chosen on the split, the first fold; on the others it names {share} of {images} rightly ({interval})."
+    chosen = (
+        "What it goes on from was chosen on all folds, which flatters it"
+        if goes_on(study, name)
+        else "It was chosen on the split, the first fold"
     )
+    return f"{chosen}; on the others it names {share} of {images} rightly ({interval})."
+
+
+def goes_on(study: Study, name: str) -> bool:
+    """Whether a recipe starts from another's networks; those that do were compared on all folds before."""
+    return len(study.stages(name)) > 1
 
 
 def foremost(study: Study) -> str | None:

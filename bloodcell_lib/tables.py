@@ -125,7 +125,7 @@ def recipes(study: Study) -> Table:
         rows.append(
             (
                 name.capitalize(),
-                "+".join(_epochs(study, name)),
+                _epochs(study, name),
                 number(row["macs"] / 1e6),
                 _accuracy(row),
                 DASH if judged.empty else _share(*share(judged), digits=2),
@@ -145,7 +145,7 @@ def stages(study: Study) -> Table:
     rows = []
     for name in (BASES["stage"], *variants(BASES["stage"], "stage")):
         if row := study.row(name):
-            epochs, gain = "+".join(_epochs(study, name)), _difference(row) if name != BASES["stage"] else ""
+            epochs, gain = _epochs(study, name), _difference(row) if name != BASES["stage"] else ""
             rows.append((row["title"], epochs, _accuracy(row), gain, *_undone(study, name)))
     head = ("Recipe", "Epochs", "Split", f"To {BASES['stage']}", "Sites", "All")
     return Table("lrrrrr", head, rows, ("", "", r"(\%)", "(points)", "kept", r"(\%)"))
@@ -157,13 +157,9 @@ def _gain(ours: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) 
     return _difference({"difference": ahead.mean, "low": ahead.low, "high": ahead.high})
 
 
-def _epochs(study: Study, name: str) -> list[str]:
-    """The epochs of a recipe and of those that it goes on after, the first one's first; times the pictures that one of
-    them shows of an image, if these are several."""
-    train = study.runs(name)[0].info["config"]["train"]
-    earlier, shown = train.get("after", ""), 1 + train.get("copies", 0)
-    own = str(train["epochs"]) + (rf"$\times${shown}" if shown > 1 else "")
-    return [*(_epochs(study, earlier) if study.runs(earlier) else []), own]
+def _epochs(study: Study, name: str) -> str:
+    """Such as 30+7 x 3: of a recipe gone on from, then its own, with three pictures of an image."""
+    return "+".join(rf"{epochs}$\times${shown}" if shown > 1 else str(epochs) for epochs, shown in study.stages(name))
 
 
 def _undone(study: Study, name: str) -> tuple[str, str]:

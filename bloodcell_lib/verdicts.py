@@ -61,7 +61,7 @@ def moved(first: str, rows: Sequence[dict]) -> str:
 def flips(study: Study) -> str:
     """What flips alone say about the main recipe's augmentation, where they say anything by the rule at the top."""
     row = study.row("aug_flips")
-    if not row or not row["common_seeds"] or not row["low"] > 0:
+    if not row or row["common_seeds"] < JUDGED or not row["low"] > 0:
         return ""
     return (
         rf"The reference's augmentation is a case of its own. Flips alone reach {number(100 * row['mean'], 2)}\,\%"
@@ -135,16 +135,17 @@ def budget(study: Study) -> str:
         told += f" By the rule above, {join(past)} then {'is' if len(past) == 1 else 'are'} ahead of it."
     # A gap that was never there needs no explanation.
     behind = [
-        (title, -small["difference"], -full["difference"]) for title, small, full in gaps if small["difference"] < 0
+        (title, -small["difference"], -full["difference"])
+        for title, small, full in gaps
+        if small["difference"] < 0 and min(small["common_seeds"], full["common_seeds"]) >= JUDGED
     ]
     if not behind:
         return told
     halved = [title for title, before, after in behind if after <= before / 2]
+    told += " Where two seeds judge it, the gap is "
     if not halved:
-        return f"{told} The gap is halved for none of them, and so for the larger part not one of recipe and length."
-    return (
-        f"{told} The gap is at least halved for {join(halved)}, and there for the larger part one of recipe and length."
-    )
+        return f"{told}halved for none of them, and so for the larger part not one of recipe and length."
+    return f"{told}at least halved for {join(halved)}, and there for the larger part one of recipe and length."
 
 
 def _ahead(row: dict) -> str:

@@ -284,7 +284,8 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
         row["common_seeds"] = 1
     assert beyond.tried(with_rows(**many)).endswith("lie from $+$1.00 (l1) to $+$5.00 (l5) points.")
     assert beyond.tried(with_rows(), FURTHER) == (
-        "No change to the main recipe, flips alone, the best recipe beyond the reference's own is measured yet."
+        "No change to the main recipe, flips alone, the best recipe, the travelled recipe beyond the reference's own "
+        "is measured yet."
     )
 
 

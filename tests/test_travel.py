@@ -119,7 +119,7 @@ def test_it_is_told_and_drawn(result, tmp_path):
     assert "simulated sites" in told and "With all changes together" in told and "grey-world colours" in told
     assert told.startswith(answers.sites(result, "best_short"))
     rival = result["experiments"]["grey_world"]["sites"]["all"]["accuracy"]
-    assert f"With all changes together {100 * rival:.1f} % are left" in answers.sites(result, "grey_world")
+    assert f"With all changes together {100 * rival:.1f} % are right" in answers.sites(result, "grey_world")
     reached = {
         site: {name: 100 * row["sites"][site]["accuracy"] for name, row in result["experiments"].items()}
         for site in answers._poor(result, "best_short")[: answers.WORST]
