@@ -201,7 +201,7 @@ def test_results_are_those_of_the_records(studies):
     assert f"reaches {np.mean(finals):.2f} ± {np.std(finals, ddof=1):.2f} % of 640 validation images" in made
     assert f"(95 % interval {100 * row['mean_low']:.2f} to {100 * row['mean_high']:.2f} %)" in made
     assert (
-        "Under the profile `cpu` (112 × 112 pixels, 5 epochs), on a processor (2 threads): With 3 seeds, the main"
+        "Under the profile `cpu`, with 112 × 112 pixels and 5 epochs, on a processor (2 threads): With 3 seeds, the"
         in made
     )
     assert "not those of `full` (224 × 224 pixels, 50 epochs)" in made

@@ -444,11 +444,13 @@ def test_doubts_about_labels_are_counted_for_both_recipes():
 
 @pytest.mark.parametrize(
     ("full", "words"),
-    [(-4, "The gap is at least halved for SimpleCNN"), (-6, "The gap is halved for none of them")],
+    [(-4, "the gap is at least halved for SimpleCNN"), (-6, "the gap is halved for none of them")],
 )
 def test_a_gap_is_one_of_budget_where_the_recipe_halves_it(full, words):
     rows = {"simple_cnn": difference(-10, -11, -9), "simple_cnn_full": difference(full, full - 1, full + 1)}
     assert words in verdicts.budget(with_rows(**rows))
+    rows["simple_cnn_full"] = difference(full, full - 1, full + 1, 1)
+    assert "halved" not in verdicts.budget(with_rows(**rows)), "one seed judges nothing"
 
 
 def test_rivals_are_named_once_all_baselines_have_run():
