@@ -357,12 +357,19 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     epochs = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned")]
     assert rows["Seasoned"][0] == f"{epochs[0]}+{epochs[1]}" and rows["Magnified"][0] == str(epochs[0])
     # The abstract tells the recipe whose weights are published, once it is cross-validated.
-    assert rf"names {np.mean(shares['best']):.2f}\,\% of all 3,200" in beyond.best_in_short(study)
+    told = beyond.best_in_short(study)
+    assert rf"names {np.mean(shares['best']):.2f}\,\% of all 3,200" in told
+    assert told.endswith("; a fifth of them had a say in its choice.") and "in turn" not in told
+    assert "It was chosen on the split, the first fold" in reached.unseen(study, "best")
     write_records(tmp_path, [name for name in FOLDS[CHOSEN] if not study.runs(name)], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     runs = [study.runs(fold)[0].validation() for fold in FOLDS[CHOSEN]]
     share = np.mean([100 * (run.predicted == run.labels).mean() for run in runs])
-    assert rf"names {share:.2f}\,\% of all 3,200" in beyond.best_in_short(study)
+    told = beyond.best_in_short(study)
+    assert rf"names {share:.2f}\,\% of all 3,200" in told and told.endswith("; all had a say in its choice.")
+    stages = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned", CHOSEN)]
+    assert "and {}, {} and {} epochs in turn".format(*stages) in told
+    assert "was chosen on all folds, which flatters it" in reached.unseen(study, CHOSEN)
 
 
 def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_together(tmp_path):
