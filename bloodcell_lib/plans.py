@@ -108,6 +108,8 @@ _SEASONED = _MOVED | {
 _TRAVELLED = _MOVED | {"train": TrainConfig(after="seasoned", warmup=1, copies=2), "length": 0.35}
 # Twice as fast for plain convolutions on processors with matrix units for it; what it costs, two rows tell.
 _HALF = {"precision": "bfloat16"}
+# All that time for our own photographs, at once.
+_PATIENT = _MOVED | {"train": TrainConfig(**_HALF), "length": 3.5}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -238,6 +240,9 @@ EXTRA = _named(
     _stage("at_home", "Travelled recipe, no other sites", TrainConfig(after="seasoned", warmup=1), 1.05),
     _stage("unseasoned", "Travelled recipe, not seasoned", TrainConfig(after="magnified", warmup=1, copies=2), 0.7),
     _stage("at_once", "Travelled recipe, at once", TrainConfig(copies=2), 1.2),
+    # Nothing from elsewhere and at once, which did most for our own photographs.
+    _best("patient", "Patient recipe", "confirmed", **_PATIENT),
+    *_other_folds("patient", "Patient recipe", **_PATIENT),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -293,7 +298,7 @@ FOLDS = {
     "main": tuple(f"cv_fold{k}" for k in range(5)),
     **{
         name: (name, *(f"{name}_fold{k}" for k in range(1, 5)))
-        for name in ("best", "magnified", "hardy", "seasoned", "travelled")
+        for name in ("best", "magnified", "hardy", "seasoned", "travelled", "patient")
     },
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
@@ -305,6 +310,7 @@ RECIPES = {
     "hardy": "the hardy recipe",
     "seasoned": "the seasoned recipe",
     "travelled": "the travelled recipe",
+    "patient": "the patient recipe",
     "best_short": "the best recipe cut short",
 }
 CHOSEN = "travelled"  # the one whose weights `predict` has, from a run on all images
