@@ -109,8 +109,19 @@ def _travelled(info: dict) -> str:
     )
 
 
+def _patient(info: dict) -> str:
+    size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
+    return rf"turned by any angle and scaled a little at {size} $\times$ {size}, then halved, for {epochs} epochs"
+
+
 # Recipes that go on from the best one.
-CHANGED = {"magnified": _magnified, "hardy": _hardy, "seasoned": _seasoned, "travelled": _travelled}
+CHANGED = {
+    "magnified": _magnified,
+    "hardy": _hardy,
+    "seasoned": _seasoned,
+    "travelled": _travelled,
+    "patient": _patient,
+}
 
 
 def tried(study: Study, groups: Collection[str] = BEYOND) -> str:
