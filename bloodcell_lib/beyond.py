@@ -60,10 +60,10 @@ def best_in_short(study: Study) -> str:
 
 
 def further(study: Study) -> str:
-    """Which recipes go on from the best one, and what they reach together; "" where none is recorded."""
+    """Which recipes go on from the best one, as the table of recipes has them; "" where none is recorded."""
     found = [f"{name}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
-    told = f"What goes on from it: {'; '.join(found)}." if found else ""
-    return " ".join(filter(None, [told, symmetric(study)]))
+    told = f"What goes on from it in the table: {'; '.join(found)}." if found else ""
+    return " ".join(filter(None, [told, averaged(study)]))
 
 
 def together(study: Study) -> dict[str, Any] | None:
@@ -72,16 +72,10 @@ def together(study: Study) -> dict[str, Any] | None:
     return max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
 
 
-def symmetric(study: Study) -> str:
-    """What most recipes reach together, and averaged over the symmetries; "" before that is analysed."""
+def averaged(study: Study) -> str:
+    """Which recipes the table's last rows average; "" before that is analysed."""
     found = together(study)
-    if found is None:
-        return ""
-    share, low, high = (number(100 * found["tta"][key], 2) for key in ("accuracy", "low", "high"))
-    return (
-        rf"Averaged over the eight symmetries, {join(sorted(found['experiments']))} together name "
-        rf"{share}\,\% rightly (95\,\% interval {low} to {high}\,\%)."
-    )
+    return f"Its last rows average {join(sorted(found['experiments']))}." if found else ""
 
 
 def _magnified(info: dict) -> str:
@@ -96,22 +90,19 @@ def _hardy(info: dict) -> str:
 
 def _seasoned(info: dict) -> str:
     size = info["config"]["pixels"]
-    return (
-        rf"the magnified networks going on at {size} $\times$ {size} with such changes, a little other light and JPEG "
-        "files"
-    )
+    return rf"the magnified networks going on at {size} $\times$ {size} with such changes, other light and JPEG files"
 
 
 def _travelled(info: dict) -> str:
     return (
-        f"these going on with {info['config']['train']['copies']} more pictures of each image, as other sites take it "
-        "and the reader below gives it back"
+        f"these going on with {info['config']['train']['copies']} more pictures of each image, taken elsewhere and "
+        "given back by the reader below"
     )
 
 
 def _patient(info: dict) -> str:
     size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
-    return rf"turned by any angle and scaled a little at {size} $\times$ {size}, then halved, for {epochs} epochs"
+    return rf"turned and scaled alone at {size} $\times$ {size}, then halved, {epochs} epochs at once"
 
 
 # Recipes that go on from the best one.

@@ -57,10 +57,10 @@ def cross_validation(study: Study, name: str = "main") -> str:
     seed = judged.columns[0]
     scores = [100 * r.info["final_validation_accuracy"] for part in parts for r in part if r.seed == seed]
     share, images, interval = rightly(judged)
+    spread = rf"; single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%"
     return (
         f"In stratified five-fold cross-validation, {share} of {images} images are named rightly by a network that has "
-        f"not seen them ({interval}); "
-        rf"single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
+        f"not seen them ({interval}){spread if name == 'main' else ''}."
     )
 
 

@@ -331,17 +331,19 @@ def test_what_most_recipes_reach_together_is_told():
         "trust_hardy": together("hardy", "magnified", accuracy=0.95),
         "trust_seasoned": together("seasoned", "magnified", "hardy", accuracy=0.98),
     }
-    told = beyond.symmetric(Study.of([], "cpu", found))
-    every = "hardy, magnified and seasoned together"
-    assert every in told and r"name 98.00\,\% rightly (95\,\% interval 90.00 to 99.00\,\%)" in told
-    assert beyond.symmetric(Study.of([], "cpu")) == ""
+    told = beyond.averaged(Study.of([], "cpu", found))
+    assert told == "Its last rows average hardy, magnified and seasoned."
+    assert beyond.averaged(Study.of([], "cpu")) == ""
 
 
 def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["magnified"], *FOLDS["hardy"][:4], "seasoned"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     told = beyond.further(study)
-    assert told.startswith("What goes on from it: magnified, the central ") and "; hardy, turned by any angle" in told
+    assert (
+        told.startswith("What goes on from it in the table: magnified, the central ")
+        and "; hardy, turned by any angle" in told
+    )
     assert "travelled" not in told and beyond.further(Study.of([], "cpu")) == ""
     rows = {row[0]: row[1:] for row in tables.recipes(study).rows}
     assert list(rows) == ["Best", "Magnified", "Hardy", "Seasoned"]
