@@ -156,23 +156,28 @@ def results(study: Study) -> str:
         "site that changes all at once. Epochs: of the recipes gone on from, then its own, times the pictures shown of "
         "an image where these are several. Split: ± over three seeds, else of one. Over best: on the other four folds."
     )
-    apart = (
-        "What the travelled recipe owes to its last stages, each row with as many pictures, on the split alone; the "
-        "other sites are those of the table above."
-    )
-    stages = tables.stages(study)
     parts = [
         _paragraph(*told),
         markdown_table(tables.models(study)),
         _paragraph(below),
         _paragraph(beyond.best(study), beyond.further(study)),
         *([markdown_table(tables.recipes(study)), _paragraph(own)] if study.runs("best") else []),
-        *([_paragraph(apart), markdown_table(stages)] if len(stages.rows) > 1 else []),
+        apart(study),
         _paragraph(second_reader.sentence(study), beyond.doubts(study)),
         _paragraph(beyond.tried(study), beyond.sharpness(study)),
         _paragraph(*made),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def apart(study: Study) -> str:
+    """The travelled recipe without its stages, in a table; "" before one of these is recorded."""
+    stages = tables.stages(study)
+    told = (
+        "The travelled recipe taken apart, on the split and with one seed, which judges nothing: each row trains on as "
+        "many pictures, the last alone from random weights. The sites are those of the table above."
+    )
+    return f"{_paragraph(told)}\n\n{markdown_table(stages)}" if len(stages.rows) > 1 else ""
 
 
 def accuracy(study: Study, name: str = "main") -> str:
