@@ -12,7 +12,19 @@ import pandas as pd
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import beyond, figures, latex, numbers, paths, reached, report, sentences, tables, verdicts
+from bloodcell_lib import (
+    beyond,
+    documents,
+    figures,
+    latex,
+    numbers,
+    paths,
+    reached,
+    report,
+    sentences,
+    tables,
+    verdicts,
+)
 from bloodcell_lib.compare import COLUMNS, FURTHER
 from bloodcell_lib.errors import BloodcellError, RunFailed
 from bloodcell_lib.numbers import PUBLISHED, Study
@@ -391,13 +403,15 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
 
 def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):
     write_records(tmp_path, ["magnified", "seasoned", "travelled"], seeds=(0,))
-    assert [row[0] for row in tables.stages(Study.of(load_records(tmp_path), "cpu")).rows] == ["Travelled recipe"]
+    alone = Study.of(load_records(tmp_path), "cpu")
+    assert [row[0] for row in tables.stages(alone).rows] == ["Travelled recipe"] and documents.apart(alone) == ""
     write_records(tmp_path, ["travelled_at_home", "travelled_at_once"], seeds=(0,))
     undone = {"sites": {key: {"accuracy": 0.8, "share": 0.96} for key in ("less", "all")}}
     reading = {"experiments": {"undone": undone}, "sites": {"less": "", "all": ""}, "goals": {"alone": 0.95}}
     found = {"reading_travelled_at_home": {"experiment": "travelled_at_home", "result": reading}}
     study = Study.of(load_records(tmp_path), "cpu", found)
     whole, home, once = tables.stages(study).rows
+    assert documents.apart(study).count("\n| Travelled recipe") == 3
     epochs = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned")]
     assert whole[1].startswith("+".join(map(str, epochs)) + "+") and whole[1].endswith(r"$\times$3") and whole[3] == ""
     assert home[1].startswith("+".join(map(str, epochs)) + "+") and "times" not in home[1] and "+" not in once[1]
