@@ -12,8 +12,8 @@ from bloodcell_lib import answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, EXTRA, RECIPES
-from bloodcell_lib.reached import cross_validation, foremost, goes_on, headline, length, rightly, unseen
+from bloodcell_lib.plans import BASES, EXTRA, IN_VIEW, RECIPES
+from bloodcell_lib.reached import cross_validation, foremost, headline, length, rightly, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
 NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18"}
@@ -51,7 +51,7 @@ def best_in_short(study: Study) -> str:
         return ""
     info, (share, images, interval) = study.runs(name)[0].info, rightly(out_of_fold(study.folds(name)))
     size = number(info["model"]["parameters"] / 1e6, 2)
-    chosen = "all" if goes_on(study, name) else "a fifth of them"
+    chosen = "all" if name in IN_VIEW else "a fifth of them"
     return (
         f"A recipe of ours, for {_network(info)} of {size} million parameters and {length(study, name)}, names "
         f"{share} of all {images} labelled images rightly, each by a network that had not seen it ({interval}); "

@@ -313,6 +313,7 @@ RECIPES = {
     "patient": "the patient recipe",
     "best_short": "the best recipe cut short",
 }
+IN_VIEW = ("seasoned", "travelled", "patient")  # made when the recipes before them had been compared on all folds
 CHOSEN = "travelled"  # the one whose weights `predict` has, from a run on all images
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {

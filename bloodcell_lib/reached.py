@@ -9,7 +9,7 @@ from bloodcell_lib import compare, evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import CHOSEN, RECIPES
+from bloodcell_lib.plans import CHOSEN, IN_VIEW, RECIPES
 
 
 def headline(study: Study, name: str = "main") -> str:
@@ -27,8 +27,8 @@ def headline(study: Study, name: str = "main") -> str:
 
 def length(study: Study, name: str = "main") -> str:
     """The epochs of a recipe, with those of the ones that it goes on after."""
-    stages = [str(epochs) for epochs, _ in study.stages(name)]
-    return f"{join(stages)} epochs{' in turn' if len(stages) > 1 else ''}"
+    *before, last = (epochs for epochs, _ in study.stages(name))
+    return f"{join([*map(str, before), str(last)])} epochs in turn" if before else plural(last, "epoch")
 
 
 def best_epoch(study: Study, name: str = "main") -> str:
@@ -71,16 +71,11 @@ def unseen(study: Study, name: str) -> str:
         return ""
     share, images, interval = rightly(judged)
     chosen = (
-        "What it goes on from was chosen on all folds, which flatters it"
-        if goes_on(study, name)
+        "It was made in view of what others reach on all folds, which flatters it"
+        if name in IN_VIEW
         else "It was chosen on the split, the first fold"
     )
     return f"{chosen}; on the others it names {share} of {images} rightly ({interval})."
-
-
-def goes_on(study: Study, name: str) -> bool:
-    """Whether a recipe starts from another's networks; those that do were compared on all folds before."""
-    return len(study.stages(name)) > 1
 
 
 def foremost(study: Study) -> str | None:
