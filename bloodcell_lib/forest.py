@@ -61,8 +61,7 @@ def beyond(table: pd.DataFrame) -> Figure:
     """
     drawn = set(_compared(table)["group"])
     others = [f"{group}: to {title_of(BASES[group]).lower()}" for group in FURTHER if group in BASES and group in drawn]
-    told = f" ({'; '.join(others)})" if others else ""
-    return _further(table, FURTHER, f"the main model{told}")
+    return _further(table, FURTHER, "the main model", f"\n({'; '.join(others)})" if others else "")
 
 
 @styled
@@ -74,7 +73,7 @@ def parts(table: pd.DataFrame) -> Figure:
     return _further(table, TRIED, f"the {title_of(BASES[TRIED[0]]).lower()}")
 
 
-def _further(table: pd.DataFrame, names: Sequence[str], base: str) -> Figure:
+def _further(table: pd.DataFrame, names: Sequence[str], base: str, others: str = "") -> Figure:
     groups = [_compared(table[table["group"] == group]).sort_values("difference") for group in names]
     if all(rows.empty for rows in groups):
         wanted = ",".join(dict.fromkeys([*(BASES[name] for name in names if name in BASES), *names]))
@@ -82,7 +81,7 @@ def _further(table: pd.DataFrame, names: Sequence[str], base: str) -> Figure:
             f"Nothing beyond the reference's study shares seeds and images with what it changes: `bloodcell study "
             f"--experiments {wanted}` makes what this figure shows."
         )
-    return _forest(groups, f"difference to {base}, points of accuracy")
+    return _forest(groups, f"difference to {base}, points of accuracy{others}")
 
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:
