@@ -54,7 +54,8 @@ def test_each_image_is_judged_by_the_fold_that_left_it_out(subject):
 
 
 def test_recipes_are_averaged_out_of_fold(subject, monkeypatch):
-    assert trust.others(subject) == [] and trust.OURS == ("best", "magnified", "hardy", "seasoned", "travelled")
+    assert trust.OURS == ("best", "magnified", "hardy", "seasoned", "travelled", "patient")
+    assert trust.others(subject) == []
     monkeypatch.setattr(trust, "OURS", ("main", "best", "cv_fold0"))
     monkeypatch.setitem(plans.FOLDS, "cv_fold0", plans.FOLDS["main"])  # a twin
     assert [other.experiment for other in trust.others(subject)] == ["cv_fold0"]
