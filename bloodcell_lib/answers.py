@@ -105,8 +105,8 @@ def heat(result: Analysis) -> str:
     return (
         f"{inside} of the heat lies in the cell, which fills {area} of the picture: "
         f"{_signed(100 * gain['mean'], 1)} points ({_span(100 * gain['low'], 100 * gain['high'], 1)}) more than in "
-        "another image's cell. The hottest pixel "
-        f"lies in the cell in {hit} of the pictures, the middle of the picture in {centre}."
+        f"another image's cell. The hottest pixel lies in the cell in {hit} of the pictures, the middle of the picture "
+        f"in {centre}."
     )
 
 
@@ -136,13 +136,12 @@ def corruptions(result: Analysis) -> str:
     if own["mce"] is not None:
         baseline = in_sentence(title_of(result["baseline"]))
         told += f" The mean corruption error is {100 * own['mce']:.0f} % of that of {baseline}."
-    beside = robustness.rivals(
-        result["experiment"]
-    )  # what an older analysis compared besides may be another recipe today
+    # What an older analysis compared besides may be another recipe today.
+    beside = robustness.rivals(result["experiment"])
     for name, rival in result["experiments"].items():
         if name in beside:
             change = rival["difference"]
-            interval = f"{_span(change['low'], change['high'], 1)}"
+            interval = _span(change["low"], change["high"], 1)
             told += f" {title_of(name)}: {_signed(change['points'], 1)} points on average ({interval})."
     return told
 

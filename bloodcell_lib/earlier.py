@@ -78,9 +78,10 @@ def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
 def needed(task: Task) -> list[Task]:
     """The runs that must be recorded before `task` can be made, in whose place nothing else will do."""
     plan = task.plan()
+    cleaned = plan.part.startswith("clean")
     before = [_before(task)] if plan.train.after else []
-    held_out = int(task.experiment[-1]) if plan.part.startswith("clean") else 0
-    pairs = [pair for _, pair in _pairs(task, held_out)] if plan.train.distil or plan.part.startswith("clean") else []
+    held_out = int(task.experiment[-1]) if cleaned else 0
+    pairs = [pair for _, pair in _pairs(task, held_out)] if cleaned or plan.train.distil else []
     return [run for run in (*before, *pairs) if run is not None]
 
 

@@ -240,7 +240,7 @@ EXTRA = _named(
     _stage("at_home", "Travelled recipe, no other sites", TrainConfig(after="seasoned", warmup=1), 1.05),
     _stage("unseasoned", "Travelled recipe, not seasoned", TrainConfig(after="magnified", warmup=1, copies=2), 0.7),
     _stage("at_once", "Travelled recipe, at once", TrainConfig(copies=2), 1.2),
-    # Nothing from elsewhere and at once, which did most for our own photographs.
+    # Nothing from elsewhere, which did most for our own photographs, and at once.
     _best("patient", "Patient recipe", "confirmed", **_PATIENT),
     *_other_folds("patient", "Patient recipe", **_PATIENT),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and

@@ -54,14 +54,16 @@ def cross_validation(study: Study, name: str = "main") -> str:
     judged = compare.out_of_fold(parts)
     if judged.empty:
         return "The five folds of cross-validation have no seed in common."
+    share, images, interval = rightly(judged)
+    told = (
+        f"In stratified five-fold cross-validation, {share} of {images} images are named rightly by a network that has "
+        f"not seen them ({interval})"
+    )
+    if name != "main":
+        return f"{told}."
     seed = judged.columns[0]
     scores = [100 * r.info["final_validation_accuracy"] for part in parts for r in part if r.seed == seed]
-    share, images, interval = rightly(judged)
-    spread = rf"; single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%"
-    return (
-        f"In stratified five-fold cross-validation, {share} of {images} images are named rightly by a network that has "
-        f"not seen them ({interval}){spread if name == 'main' else ''}."
-    )
+    return rf"{told}; single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
 
 
 def unseen(study: Study, name: str) -> str:

@@ -197,10 +197,11 @@ def run_all(
             # Through the same door, so that a record of another configuration is found out.
             _finish(row, InProcess().submit(execute, row.task, folder, skip_bad), "recorded", retries=0)
     show(rows)
+    needed = {row.task.folder: {run.folder for run in earlier.needed(row.task)} for row in rows}
     running: dict[Future, tuple[Progress, float]] = {}
     while True:
         unmade = {row.task.folder for row in rows if row.state in ("waits", "runs")}
-        waiting = [row for row in rows if row.state == "waits" and unmade.isdisjoint(_needs(row.task))]
+        waiting = [row for row in rows if row.state == "waits" and unmade.isdisjoint(needed[row.task.folder])]
         while waiting and len(running) < slots:
             row = waiting.pop(0)
             row.state, row.attempts = "runs", row.attempts + 1
@@ -214,10 +215,6 @@ def run_all(
             row.seconds = time.monotonic() - began
             _finish(row, future, "done", retries)
         show(rows)
-
-
-def _needs(task: Task) -> set[Path]:
-    return {run.folder for run in earlier.needed(task)}
 
 
 def _finish(row: Progress, future: Future, state: str, retries: int) -> None:
