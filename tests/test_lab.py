@@ -76,6 +76,8 @@ def browser(tmp_path):
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.add_argument("--window-size=1400,2000")
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    # A page that is nobody's focus has no current notebook; a reader's has.
+    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     yield driver
     driver.quit()
 
