@@ -112,6 +112,7 @@ CHANGED = {
     "seasoned": _seasoned,
     "travelled": _travelled,
     "patient": _patient,
+    "patient_travelled": _travelled,
 }
 
 

@@ -110,6 +110,7 @@ _TRAVELLED = _MOVED | {"train": TrainConfig(after="seasoned", warmup=1, copies=2
 _HALF = {"precision": "bfloat16"}
 # All that time for our own photographs, at once.
 _PATIENT = _MOVED | {"train": TrainConfig(**_HALF), "length": 3.5}
+_ABROAD = _MOVED | {"train": TrainConfig(after="patient", warmup=1, copies=2, **_HALF), "length": 0.5}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -243,6 +244,11 @@ EXTRA = _named(
     # Nothing from elsewhere, which did most for our own photographs, and at once.
     _best("patient", "Patient recipe", "confirmed", **_PATIENT),
     *_other_folds("patient", "Patient recipe", **_PATIENT),
+    _best("patient_final", "Patient recipe, all images", "confirmed", part="all", **_PATIENT),
+    # And then, a third of the time, what comes back from elsewhere.
+    _best("patient_travelled", "Patient recipe, travelled", "confirmed", **_ABROAD),
+    *_other_folds("patient_travelled", "Patient recipe, travelled", **_ABROAD),
+    _best("patient_travelled_final", "Patient recipe, travelled, all images", "confirmed", part="all", **_ABROAD),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -298,7 +304,7 @@ FOLDS = {
     "main": tuple(f"cv_fold{k}" for k in range(5)),
     **{
         name: (name, *(f"{name}_fold{k}" for k in range(1, 5)))
-        for name in ("best", "magnified", "hardy", "seasoned", "travelled", "patient")
+        for name in ("best", "magnified", "hardy", "seasoned", "travelled", "patient", "patient_travelled")
     },
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
@@ -311,9 +317,11 @@ RECIPES = {
     "seasoned": "the seasoned recipe",
     "travelled": "the travelled recipe",
     "patient": "the patient recipe",
+    "patient_travelled": "the patient recipe travelled",
     "best_short": "the best recipe cut short",
 }
-IN_VIEW = ("seasoned", "travelled", "patient")  # made when the recipes before them had been compared on all folds
+# Made when the recipes before them had been compared on all folds.
+IN_VIEW = ("seasoned", "travelled", "patient", "patient_travelled")
 CHOSEN = "travelled"  # the one whose weights `predict` has, from a run on all images
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {

@@ -81,7 +81,8 @@ def test_the_study_has_its_sixteen_rows_in_order():
     best += [*(f"hardy_fold{k}" for k in range(1, 5)), "hardy_final", *plans.FOLDS["seasoned"]]
     best += [*plans.FOLDS["travelled"], "magnified_final", "seasoned_final", "travelled_final"]
     best += [*(f"travelled_{name}" for name in ("in_half", "at_home", "unseasoned", "at_once"))]
-    best += [*plans.FOLDS["patient"], "best_short"]
+    best += [*plans.FOLDS["patient"], "patient_final", *plans.FOLDS["patient_travelled"], "patient_travelled_final"]
+    best += ["best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -199,6 +200,10 @@ def test_each_ablation_changes_only_its_own_setting():
     for name in (*plans.FOLDS["travelled"], "travelled_final"):
         row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("travelled", "seasoned")]
         assert differs(name, earlier.name) == {"after", "copies", "stain", "blur", "tint", "jpeg"}
+        assert (row.crop, row.size, row.part) == (earlier.crop, earlier.size, earlier.part)
+    for name in (*plans.FOLDS["patient_travelled"], "patient_travelled_final"):
+        row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("_travelled", "")]
+        assert differs(name, earlier.name) == {"after", "warmup", "copies"} and row.train.after == "patient"
         assert (row.crop, row.size, row.part) == (earlier.crop, earlier.size, earlier.part)
     for k in range(1, 5):
         for name in (f"cv_clean{k}", f"short_fold{k}", f"cv_pair0{k}"):

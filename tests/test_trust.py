@@ -54,7 +54,7 @@ def test_each_image_is_judged_by_the_fold_that_left_it_out(subject):
 
 
 def test_recipes_are_averaged_out_of_fold(subject, monkeypatch):
-    assert trust.OURS == ("best", "magnified", "hardy", "seasoned", "travelled", "patient")
+    assert trust.OURS == ("best", "magnified", "hardy", "seasoned", "travelled", "patient", "patient_travelled")
     assert trust.others(subject) == []
     monkeypatch.setattr(trust, "OURS", ("main", "best", "cv_fold0"))
     monkeypatch.setitem(plans.FOLDS, "cv_fold0", plans.FOLDS["main"])  # a twin
