@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,6 @@ class Subject:
         whole = views.load_images(self.profile, self.folder, True, progress=False, view=(pixels, None))
         at = {name: i for i, name in enumerate(whole.names)}
         return whole.subset(at[name] for name in held_out.names)
-
-    def beside(self, experiment: str) -> Subject:
-        """Another experiment's runs, with the same images as they see them. Raises BloodcellError without a folder to
-        read them from."""
-        if self.folder is None:
-            raise BloodcellError(f"The images as {experiment} sees them are wanted: give the folder that holds train/.")
-        view = plans.profile(self.profile).view(plans.experiment(experiment))
-        cells = views.load_images(self.profile, self.folder, True, progress=False, view=view)
-        return replace(self, experiment=experiment, cells=cells)
 
     def fold_runs(self) -> list[Record]:
         """The five folds with the lowest seed that has all of them, else the first run of `experiment` by itself."""

@@ -6,13 +6,12 @@ Each is "" or says so where what it tells is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from bloodcell_lib import answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, EXTRA, IN_VIEW, RECIPES
+from bloodcell_lib.plans import BASES, EXTRA, IN_VIEW, OURS, RECIPES
 from bloodcell_lib.reached import cross_validation, foremost, headline, length, rightly, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
@@ -66,16 +65,15 @@ def further(study: Study) -> str:
     return " ".join(filter(None, [told, averaged(study)]))
 
 
-def together(study: Study) -> dict[str, Any] | None:
-    """What `trust` found of most recipes averaged; None before that is analysed."""
-    results = (content["result"].get("together") for content in study.analyses.values())
-    return max(filter(None, results), key=lambda result: len(result["experiments"]), default=None)
+def together(study: Study) -> list[str]:
+    """The recipes of ours that are recorded on all folds."""
+    return [name for name in OURS if not out_of_fold(study.folds(name)).empty]
 
 
 def averaged(study: Study) -> str:
-    """Which recipes the table's last rows average; "" before that is analysed."""
+    """Which recipes the table's last row averages; "" where there are no two."""
     found = together(study)
-    return f"Its last rows average {join(sorted(found['experiments']))}." if found else ""
+    return f"Its last row averages {join(found)}." if len(found) > 1 else ""
 
 
 def _magnified(info: dict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +13,15 @@ import torch
 from scipy import stats
 
 from bloodcell_lib import models
-from bloodcell_lib.evaluate import bootstrap_f1, bootstrap_weights, by_image, macro_f1, validated, wilson
+from bloodcell_lib.evaluate import (
+    bootstrap_f1,
+    bootstrap_weights,
+    by_image,
+    macro_f1,
+    probabilities,
+    validated,
+    wilson,
+)
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import BASES, EXPERIMENTS, TRIED
 from bloodcell_lib.records import Record, is_demo
@@ -76,6 +85,17 @@ def out_of_fold(parts: Sequence[Sequence[Record]]) -> pd.DataFrame:
     """
     frames = [by_image(part) for part in parts]
     return pd.DataFrame() if any(frame.empty for frame in frames) else pd.concat(frames, join="inner")
+
+
+def averaged(recipes: Sequence[Sequence[Sequence[Record]]]) -> pd.DataFrame:
+    """What cross-validated recipes together call each image, their probabilities averaged, as `out_of_fold` has it.
+
+    recipes: the runs of each fold of each, of which the first counts. One column, 0, on the images that all have.
+    """
+    found = [pd.concat(probabilities(part[0]) for part in parts) for parts in recipes]
+    images = functools.reduce(lambda left, right: left.intersection(right, sort=False), (one.index for one in found))
+    mean = np.mean([one.loc[images] for one in found], axis=0)
+    return pd.DataFrame({0: mean.argmax(1)}, index=images)
 
 
 def share(judged: pd.DataFrame) -> tuple[float, float, float]:

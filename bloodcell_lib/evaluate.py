@@ -168,6 +168,12 @@ def by_image(records: Sequence[Record]) -> pd.DataFrame:
     return pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
 
 
+def probabilities(record: Record) -> pd.DataFrame:
+    """float32 (n, 8): a row for each image that the run validated on, by (label, name)."""
+    run = record.validation()
+    return pd.DataFrame(run.probabilities, index=image_index(run.labels, run.names))
+
+
 @functools.lru_cache(maxsize=6)  # the same for all rows of a study with as many seeds and images, so compared alike
 def bootstrap_weights(seeds: int, images: int, resamples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """How often each is drawn when as many are drawn with replacement: float32 (resamples, seeds), (resamples, images).

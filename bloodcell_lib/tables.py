@@ -9,7 +9,7 @@ import numpy as np
 
 from bloodcell_lib import analysis, answers, evaluate
 from bloodcell_lib.beyond import together
-from bloodcell_lib.compare import difference, out_of_fold, share
+from bloodcell_lib.compare import averaged, difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import BASES, RECIPES, STUDY, variants
@@ -133,8 +133,10 @@ def recipes(study: Study) -> Table:
                 *_undone(study, name),
             )
         )
-    for words, found in _together(study):
-        rows.append((words, "", "", "", _share(*found, digits=2), "", "", ""))
+    found = together(study)
+    if len(found) > 1:
+        reached = share(averaged([study.folds(name) for name in found]))
+        rows.append((f"{len(found)} averaged", "", "", "", _share(*reached, digits=2), "", "", ""))
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)
@@ -170,15 +172,6 @@ def _undone(study: Study, name: str) -> tuple[str, str]:
     result = found["result"]
     every = result["experiments"]["undone"]["sites"]["all"]["accuracy"]
     return f"{answers.kept(result, 'undone')} of {len(result['sites']) - 1}", number(100 * every, 1)
-
-
-def _together(study: Study) -> list[tuple[str, tuple[float, float, float]]]:
-    """What most recipes reach with their probabilities averaged, without and with the eight symmetries."""
-    found = together(study)
-    if found is None:
-        return []
-    kinds = {f"{len(found['experiments'])} averaged": "plain", "\\quad over symmetries": "tta"}
-    return [(words, tuple(found[kind][key] for key in ("accuracy", "low", "high"))) for words, kind in kinds.items()]
 
 
 def per_class(study: Study, name: str = "main") -> Table:

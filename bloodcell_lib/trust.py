@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bloodcell_lib import calibration, plans
+from bloodcell_lib import calibration
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.evaluate import wilson
 
@@ -16,7 +16,6 @@ LEVELS = (0.95, 0.99)  # of the prediction sets
 WANTED = (0.99, 0.995)  # accuracy on the cells that are not left to a human
 HISTOGRAM = 20  # bins from 0 to 1
 KINDS = {"plain": False, "tta": True}  # without the symmetries, and with them
-OURS = ("best", *(name for name in plans.FOLDS if plans.BASES.get(plans.EXPERIMENTS[name].group) == "best"))
 PARTS = 5  # that a single validation set is cut into, where there are no folds
 
 
@@ -48,39 +47,17 @@ def out_of_sample(subject: Subject, tta: bool = False) -> tuple[np.ndarray, np.n
 
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """Calibration, abstention and prediction sets without and with the symmetries; what averaging networks gives.
-
-    together: the accuracy, out of fold, of the networks of `experiments` averaged, where `others` are here.
-    """
+    """Calibration, abstention and prediction sets without and with the symmetries; what averaging networks gives."""
     folds = subject.folds()
     result: dict[str, Any] = {
         "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in folds],
         "images": sum(len(held_out) for _, held_out in folds),
         "averaging": averaging(subject),
     }
-    rest = others(subject)
-    if rest:
-        result["together"] = {"experiments": [one.experiment for one in (subject, *rest)]}
     for name, tta in KINDS.items():
         labels, given, parts = out_of_sample(subject, tta)
         result[name] = judged(labels, given, parts)
-        if rest:
-            mean = np.mean([given, *(out_of_sample(other, tta)[1] for other in rest)], axis=0)
-            result["together"][name] = _accuracy(labels, mean)
     return result
-
-
-def others(subject: Subject) -> list[Subject]:
-    """The other recipes of ours whose networks of all folds are on this machine, if the subject's is one of ours and
-    has all folds too."""
-    found = []
-    for name in OURS if subject.experiment in OURS and len(subject.fold_runs()) > 1 else ():
-        if name != subject.experiment and subject.of(name):
-            other = subject.beside(name)
-            runs = other.fold_runs()
-            if len(runs) > 1 and all(run.has_weights for run in runs):
-                found.append(other)
-    return found
 
 
 def judged(labels: np.ndarray, given: np.ndarray, parts: np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fake_records import write_records
@@ -191,6 +192,18 @@ def test_folds_together_hold_each_image_once(study):
     assert frame.index.is_unique and list(frame.columns) == [0, 1, 2]
     assert list(compare.out_of_fold([parts[0][:1], *parts[1:]]).columns) == [0]
     assert compare.out_of_fold([parts[0], []]).empty
+
+
+def test_averaged_recipes_call_an_image_what_their_probabilities_together_do(study):
+    recipes = [[[r for r in study if r.experiment == name] for name in FOLDS[recipe]] for recipe in ("best", "hardy")]
+    alone, turned = compare.averaged(recipes[:1]), [recipes[1][::-1], recipes[0]]
+    pd.testing.assert_frame_equal(alone, compare.out_of_fold(recipes[0])[[0]], check_dtype=False)
+    both = compare.averaged(turned)
+    assert len(both) == len(alone) and not both[0].reindex(alone.index).equals(alone[0])
+    runs = [part[0].validation() for recipe in recipes for part in recipe]
+    for (label, name), called in both[0].items():
+        given = [run.probabilities[run.names.index(name)] for run in runs if name in run.names]
+        assert called == np.mean(given, axis=0).argmax(), (label, name)
 
 
 def test_another_reference_and_a_missing_one(study):

@@ -14,6 +14,7 @@ from fake_records import write_records
 
 from bloodcell_lib import (
     beyond,
+    compare,
     documents,
     figures,
     latex,
@@ -333,21 +334,6 @@ def test_the_best_recipe_is_told_with_its_folds(tmp_path):
     assert beyond.best_in_short(Study.of(load_records(tmp_path)[:2], "cpu")) == ""
 
 
-def test_what_most_recipes_reach_together_is_told():
-    def together(*names: str, accuracy: float) -> dict:
-        kinds = {kind: {"accuracy": accuracy, "low": 0.9, "high": 0.99} for kind in ("plain", "tta")}
-        return {"result": {"together": {"experiments": list(names), **kinds}}}
-
-    found = {
-        "trust": {"result": {}},
-        "trust_hardy": together("hardy", "magnified", accuracy=0.95),
-        "trust_seasoned": together("seasoned", "magnified", "hardy", accuracy=0.98),
-    }
-    told = beyond.averaged(Study.of([], "cpu", found))
-    assert told == "Its last rows average hardy, magnified and seasoned."
-    assert beyond.averaged(Study.of([], "cpu")) == ""
-
-
 def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["magnified"], *FOLDS["hardy"][:4], "seasoned"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
@@ -358,7 +344,7 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     )
     assert "travelled" not in told and beyond.further(Study.of([], "cpu")) == ""
     rows = {row[0]: row[1:] for row in tables.recipes(study).rows}
-    assert list(rows) == ["Best", "Magnified", "Hardy", "Seasoned"]
+    assert list(rows) == ["Best", "Magnified", "Hardy", "Seasoned", "2 averaged"]
     hits = {
         name: [next(r.validation() for r in study.runs(fold)) for fold in FOLDS[name]] for name in ("best", "magnified")
     }
@@ -388,17 +374,19 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
 
 def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_together(tmp_path):
     write_records(tmp_path, ["best", "hardy"], seeds=(0,))
-    kinds = {kind: {"accuracy": 0.98, "low": 0.97, "high": 0.99} for kind in ("plain", "tta")}
     sites = {"less": 0.96, "more": 0.94, "all": 0.8}
     undone = {"sites": {key: {"accuracy": value, "share": value} for key, value in sites.items()}}
     reading = {"experiments": {"undone": undone}, "sites": dict.fromkeys(sites, ""), "goals": {"alone": 0.95}}
-    found = {
-        "reading_hardy": {"experiment": "hardy", "result": reading},
-        "trust_hardy": {"experiment": "hardy", "result": {"together": {"experiments": ["hardy", "best"], **kinds}}},
-    }
+    found = {"reading_hardy": {"experiment": "hardy", "result": reading}}
     rows = {row[0]: row[1:] for row in tables.recipes(Study.of(load_records(tmp_path), "cpu", found)).rows}
     assert rows["Hardy"][5:] == ("1 of 2", "80.0") and rows["Best"][5:] == ("--", "--")
-    assert rows["2 averaged"][3] == rows[r"\quad over symmetries"][3] == "98.00 [97.00, 99.00]"
+    assert not any("averaged" in words for words in rows), "no recipe has all folds"
+    write_records(tmp_path, [*FOLDS["best"][1:], *FOLDS["hardy"][1:]], seeds=(0,))
+    study = Study.of(load_records(tmp_path), "cpu", found)
+    right, low, high = compare.share(compare.averaged([study.folds(name) for name in ("best", "hardy")]))
+    reached = f"{100 * right:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+    assert tables.recipes(study).rows[-1][:5] == ("2 averaged", "", "", "", reached)
+    assert beyond.averaged(study) == "Its last row averages best and hardy."
 
 
 def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):

@@ -1,6 +1,5 @@
 """Analyses of networks that were really trained, if only for a moment, through the command that users run."""
 
-import dataclasses
 import json
 import shutil
 
@@ -9,7 +8,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, cli, paths, plans, records, trust, views
+from bloodcell_lib import analysis, answers, cli, paths, records, trust, views
 from bloodcell_lib.errors import BloodcellError
 
 
@@ -51,25 +50,6 @@ def test_each_image_is_judged_by_the_fold_that_left_it_out(subject):
     assert np.bincount(parts).min() > 15 and len(np.bincount(parts)) == 5
     folds = [record.validation() for record, _ in subject.folds()]
     assert np.allclose(given, np.concatenate([run.probabilities for run in folds]), atol=1e-3)
-
-
-def test_recipes_are_averaged_out_of_fold(subject, monkeypatch):
-    assert trust.OURS == ("best", "magnified", "hardy", "seasoned", "travelled", "patient", "patient_travelled")
-    assert trust.others(subject) == []
-    monkeypatch.setattr(trust, "OURS", ("main", "best", "cv_fold0"))
-    monkeypatch.setitem(plans.FOLDS, "cv_fold0", plans.FOLDS["main"])  # a twin
-    assert [other.experiment for other in trust.others(subject)] == ["cv_fold0"]
-    monkeypatch.setattr(trust, "judged", lambda *_: {})
-    found = trust.analyse(subject)["together"]
-    assert found["experiments"] == ["main", "cv_fold0"]
-    for kind, tta in trust.KINDS.items():
-        labels, given, _ = trust.out_of_sample(subject, tta)
-        assert found[kind]["accuracy"] == (given.argmax(1) == labels).mean()
-    monkeypatch.setitem(plans.FOLDS, "cv_fold1", ("cv_fold1", "final"))  # one fold of its own is not recorded
-    monkeypatch.setattr(trust, "OURS", ("main", "cv_fold1"))
-    assert trust.others(subject.beside("cv_fold1")) == []
-    with pytest.raises(BloodcellError, match="as best sees them"):
-        dataclasses.replace(subject, folder=None).beside("best")
 
 
 def test_an_analysis_is_recorded_and_published(subject, monkeypatch, tmp_path):
