@@ -58,9 +58,14 @@ def best_in_short(study: Study) -> str:
     )
 
 
+def spoken(name: str) -> str:
+    """A recipe's name in the table of recipes."""
+    return name.replace("_", " ")
+
+
 def further(study: Study) -> str:
     """Which recipes go on from the best one, as the table of recipes has them; "" where none is recorded."""
-    found = [f"{name}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
+    found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
     told = f"What goes on from it in the table: {'; '.join(found)}." if found else ""
     return " ".join(filter(None, [told, averaged(study)]))
 
@@ -73,7 +78,7 @@ def together(study: Study) -> list[str]:
 def averaged(study: Study) -> str:
     """Which recipes the table's last row averages; "" where there are no two."""
     found = together(study)
-    return f"Its last row averages {join(found)}." if len(found) > 1 else ""
+    return f"Its last row averages {join([spoken(name) for name in found])}." if len(found) > 1 else ""
 
 
 def _magnified(info: dict) -> str:

@@ -58,7 +58,7 @@ ASKED = {
 }
 OTHERS = {
     "best": f"The same of {RECIPES['best']}:",
-    **{name: f"Of {RECIPES[name]}:" for name in ("hardy", "seasoned", "travelled")},
+    **{name: f"Of {RECIPES[name]}:" for name in ("hardy", "seasoned", "travelled", "patient_travelled")},
     "best_short": f"Of {RECIPES['best_short']} (two fifths of the profile's epochs), and of what is tried on it. "
     "Where an augmentation practises what a simulated site changes, its gain there is no promise for a real one:",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import analysis, answers, evaluate
-from bloodcell_lib.beyond import together
+from bloodcell_lib.beyond import spoken, together
 from bloodcell_lib.compare import averaged, difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
@@ -124,7 +124,7 @@ def recipes(study: Study) -> Table:
         judged = out_of_fold(folds)
         rows.append(
             (
-                name.capitalize(),
+                spoken(name).capitalize(),
                 _epochs(study, name),
                 number(row["macs"] / 1e6),
                 _accuracy(row),

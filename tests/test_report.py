@@ -356,6 +356,10 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     assert rows["Hardy"][3:5] == ("--", "--"), "a fold is missing"
     epochs = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned")]
     assert rows["Seasoned"][0] == f"{epochs[0]}+{epochs[1]}" and rows["Magnified"][0] == str(epochs[0])
+    write_records(tmp_path, ["patient_travelled"], seeds=(0,))
+    longer = Study.of(load_records(tmp_path), "cpu")
+    assert "; patient travelled, these going on with 2 more" in beyond.further(longer)
+    assert "Patient travelled" in [row[0] for row in tables.recipes(longer).rows]
     # The abstract tells the recipe whose weights are published, once it is cross-validated.
     told = beyond.best_in_short(study)
     assert rf"names {np.mean(shares['best']):.2f}\,\% of all 3,200" in told
