@@ -320,7 +320,7 @@ RECIPES = {
     "patient_travelled": "the patient recipe travelled",
     "best_short": "the best recipe cut short",
 }
-OURS = tuple(name for name in RECIPES if name not in ("main", "best_short"))
+OURS = tuple(name for name in RECIPES if name not in ("main", "best_short"))  # the latest last
 # Made when the recipes before them had been compared on all folds.
 IN_VIEW = ("seasoned", "travelled", "patient", "patient_travelled")
 CHOSEN = "travelled"  # the one whose weights `predict` has, from a run on all images

@@ -9,7 +9,7 @@ from bloodcell_lib import compare, evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import CHOSEN, IN_VIEW, RECIPES
+from bloodcell_lib.plans import IN_VIEW, OURS, RECIPES
 
 
 def headline(study: Study, name: str = "main") -> str:
@@ -81,8 +81,8 @@ def unseen(study: Study, name: str) -> str:
 
 
 def foremost(study: Study) -> str | None:
-    """The recipe that speaks for all of ours: the published one, or the best one before that is cross-validated."""
-    return next((name for name in (CHOSEN, "best") if not compare.out_of_fold(study.folds(name)).empty), None)
+    """The recipe that speaks for all of ours: the latest that is cross-validated."""
+    return next((name for name in reversed(OURS) if not compare.out_of_fold(study.folds(name)).empty), None)
 
 
 def rightly(judged: pd.DataFrame) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ from fake_records import write_records
 from bloodcell_lib import documents, second_reader
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import CHOSEN, FOLDS, RECIPES
+from bloodcell_lib.plans import FOLDS, OURS, RECIPES
 from bloodcell_lib.records import load_records
 
 
@@ -47,11 +47,11 @@ def test_mistakes_are_those_of_the_best_recipe_with_what_others_say(three):
     assert set(wrong.index[second_reader.agreed(wrong)]) == alike and 0 < len(alike) < len(expected)
 
 
-def test_mistakes_are_those_of_the_published_recipe_once_it_is_cross_validated(tmp_path):
-    recipes = study(tmp_path, "best", CHOSEN)
+def test_mistakes_are_those_of_the_latest_recipe_once_it_is_cross_validated(tmp_path):
+    recipes = study(tmp_path, "best", OURS[-1])
     wrong = second_reader.mistakes(second_reader.calls(recipes))
-    assert list(wrong.columns) == [CHOSEN, "best"] and (wrong[CHOSEN] != [k for k, _ in wrong.index]).all()
-    assert second_reader.sentence(recipes).startswith(f"Of {RECIPES[CHOSEN]}'s {len(wrong)} mistakes")
+    assert list(wrong.columns) == [OURS[-1], "best"] and (wrong[OURS[-1]] != [k for k, _ in wrong.index]).all()
+    assert second_reader.sentence(recipes).startswith(f"Of {RECIPES[OURS[-1]]}'s {len(wrong)} mistakes")
 
 
 def test_pairs_count_them_by_label_and_answer(three):
