@@ -12,7 +12,7 @@ from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import BASES, EXTRA, IN_VIEW, OURS, RECIPES
-from bloodcell_lib.reached import foremost, headline, length, rightly, unseen
+from bloodcell_lib.reached import foremost, headline, length, rightly, together, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
 NETWORKS = {"deep_efficientnet": "DeepEfficientNet", "slim_resnet": "a slim ResNet-18"}
@@ -67,11 +67,6 @@ def further(study: Study) -> str:
     found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
     told = f"What goes on from it in the table: {'; '.join(found)}." if found else ""
     return " ".join(filter(None, [told, averaged(study)]))
-
-
-def together(study: Study) -> list[str]:
-    """The recipes of ours that are recorded on all folds."""
-    return [name for name in OURS if not out_of_fold(study.folds(name)).empty]
 
 
 def averaged(study: Study) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -92,10 +91,10 @@ def averaged(recipes: Sequence[Sequence[Sequence[Record]]]) -> pd.DataFrame:
 
     recipes: the runs of each fold of each, of which the first counts. One column, 0, on the images that all have.
     """
-    found = [pd.concat(probabilities(part[0]) for part in parts) for parts in recipes]
-    images = functools.reduce(lambda left, right: left.intersection(right, sort=False), (one.index for one in found))
-    mean = np.mean([one.loc[images] for one in found], axis=0)
-    return pd.DataFrame({0: mean.argmax(1)}, index=images)
+    each = [pd.concat(probabilities(part[0]) for part in parts) for parts in recipes]
+    found = pd.concat(each, axis=1, join="inner")
+    mean = found.to_numpy().reshape(len(found), len(each), -1).mean(1)
+    return pd.DataFrame({0: mean.argmax(1)}, index=found.index)
 
 
 def share(judged: pd.DataFrame) -> tuple[float, float, float]:

@@ -153,6 +153,13 @@ def _other_folds(name: str, title: str, **changes: Any) -> Iterator[Experiment]:
         yield _best(f"{name}_fold{k}", f"{title}, fold {k + 1} of 5", f"{name}_cv", part=f"fold{k}", **changes)
 
 
+def _recipe(name: str, title: str, **changes: Any) -> Iterator[Experiment]:
+    """A recipe on the split, on the other folds and on all images."""
+    yield _best(name, title, "confirmed", **changes)
+    yield from _other_folds(name, title, **changes)
+    yield _best(f"{name}_final", f"{title}, all images", "confirmed", part="all", **changes)
+
+
 def _stage(name: str, title: str, train: TrainConfig, length: float) -> Experiment:
     """The travelled recipe's views, learned another way."""
     changes = _MOVED | {"train": replace(train, **_HALF), "length": length}
@@ -224,9 +231,7 @@ EXTRA = _named(
     # More kinds of pictures take longer to learn: how much of it is the time alone, the first row tells.
     _best("best_longer", "Best recipe, longer", "confirmed", length=3.0),
     _best("rotated", "Best recipe, rotated", "confirmed", **_ROTATED),
-    _best("hardy", "Hardy recipe", "confirmed", **_HARDY),
-    *_other_folds("hardy", "Hardy recipe", **_HARDY),
-    _best("hardy_final", "Hardy recipe, all images", "confirmed", part="all", **_HARDY),
+    *_recipe("hardy", "Hardy recipe", **_HARDY),
     # What the last two gained, fine detail and hardiness, in one network: a magnified one that goes on learning.
     _best("seasoned", "Seasoned recipe", "confirmed", **_SEASONED),
     *_other_folds("seasoned", "Seasoned recipe", **_SEASONED),
@@ -242,13 +247,9 @@ EXTRA = _named(
     _stage("unseasoned", "Travelled recipe, not seasoned", TrainConfig(after="magnified", warmup=1, copies=2), 0.7),
     _stage("at_once", "Travelled recipe, at once", TrainConfig(copies=2), 1.2),
     # Nothing from elsewhere, which did most for our own photographs, and at once.
-    _best("patient", "Patient recipe", "confirmed", **_PATIENT),
-    *_other_folds("patient", "Patient recipe", **_PATIENT),
-    _best("patient_final", "Patient recipe, all images", "confirmed", part="all", **_PATIENT),
-    # And then, a third of the time, what comes back from elsewhere.
-    _best("patient_travelled", "Patient recipe, travelled", "confirmed", **_ABROAD),
-    *_other_folds("patient_travelled", "Patient recipe, travelled", **_ABROAD),
-    _best("patient_travelled_final", "Patient recipe, travelled, all images", "confirmed", part="all", **_ABROAD),
+    *_recipe("patient", "Patient recipe", **_PATIENT),
+    # And then with what comes back from elsewhere.
+    *_recipe("patient_travelled", "Patient recipe, travelled", **_ABROAD),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -299,16 +300,7 @@ EXTRA = _named(
     *(_short(f"cv_clean{k}", f"Fold {k + 1} of 5, suspects left out", "cv_clean", part=f"clean{k}") for k in range(5)),
 )
 EXPERIMENTS = {**STUDY, **EXTRA}
-# Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
-FOLDS = {
-    "main": tuple(f"cv_fold{k}" for k in range(5)),
-    **{
-        name: (name, *(f"{name}_fold{k}" for k in range(1, 5)))
-        for name in ("best", "magnified", "hardy", "seasoned", "travelled", "patient", "patient_travelled")
-    },
-    "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
-}
-# What a sentence calls them.
+# What a sentence calls the recipes that are cross-validated.
 RECIPES = {
     "main": "the main recipe",
     "best": "the best recipe",
@@ -321,6 +313,12 @@ RECIPES = {
     "best_short": "the best recipe cut short",
 }
 OURS = tuple(name for name in RECIPES if name not in ("main", "best_short"))  # the latest last
+# Runs that together predict each image once, by the recipe's name. The first fold is the split, hence `best` itself.
+FOLDS = {
+    "main": tuple(f"cv_fold{k}" for k in range(5)),
+    **{name: (name, *(f"{name}_fold{k}" for k in range(1, 5))) for name in OURS},
+    "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
+}
 # Made when the recipes before them had been compared on all folds.
 IN_VIEW = ("seasoned", "travelled", "patient", "patient_travelled")
 CHOSEN = "travelled"  # the one whose weights `predict` has, from a run on all images

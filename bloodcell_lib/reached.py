@@ -82,7 +82,12 @@ def unseen(study: Study, name: str) -> str:
 
 def foremost(study: Study) -> str | None:
     """The recipe that speaks for all of ours: the latest that is cross-validated."""
-    return next((name for name in reversed(OURS) if not compare.out_of_fold(study.folds(name)).empty), None)
+    return next(reversed(together(study)), None)
+
+
+def together(study: Study) -> list[str]:
+    """The recipes of ours that are cross-validated, the latest last."""
+    return [name for name in OURS if not compare.out_of_fold(study.folds(name)).empty]
 
 
 def rightly(judged: pd.DataFrame) -> tuple[str, str, str]:

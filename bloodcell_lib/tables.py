@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import analysis, answers, evaluate
-from bloodcell_lib.beyond import spoken, together
+from bloodcell_lib.beyond import spoken
 from bloodcell_lib.compare import averaged, difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import BASES, RECIPES, STUDY, variants
+from bloodcell_lib.reached import together
 from bloodcell_lib.records import Record
 from bloodcell_lib.unknown import SCORES, means
 
