@@ -30,7 +30,7 @@ AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 # Groups of rows that are no rivals of the main model: they are judged by other images.
 ALONE = {row.group for row in EXPERIMENTS.values() if row.part not in ("split", "all")}
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
-FURTHER = ("speed", "lever", "best", "confirmed", "stage")
+FURTHER = ("speed", "lever", "best", "confirmed", "stage", "ablation")
 BEYOND = (*FURTHER, *TRIED)
 LEVELS = ("best", "f1", "memory")  # kinds of claims that hold for one size and length of training
 

@@ -30,6 +30,7 @@ GROUP_COLOURS = {
     "best": INK,
     "confirmed": "#0072B2",
     "stage": "#009E73",
+    "ablation": "#E69F00",
     "part": "#E69F00",
     "distilled": "#AA3377",
 }

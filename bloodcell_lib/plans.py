@@ -166,6 +166,11 @@ def _stage(name: str, title: str, train: TrainConfig, length: float) -> Experime
     return _best(f"travelled_{name}", title, "stage", **changes)
 
 
+def _less(name: str, title: str, **changes: Any) -> Experiment:
+    """The patient recipe with one of its levers left as the best recipe has it."""
+    return _best(f"patient_not_{name}", f"Patient recipe, {title}", "ablation", **_PATIENT | changes)
+
+
 _short = partial(_best, length=SHORT)  # at which much can be tried
 
 
@@ -248,6 +253,12 @@ EXTRA = _named(
     _stage("at_once", "Travelled recipe, at once", TrainConfig(copies=2), 1.2),
     # Nothing from elsewhere, which did most for our own photographs, and at once.
     *_recipe("patient", "Patient recipe", **_PATIENT),
+    # Taken apart, one lever at a time; `travelled_in_half` tells what half precision does.
+    _less("longer", "no longer than best", length=1.5),
+    _less("magnified", "not magnified", crop=None, size=2.0),
+    _less("rotated", "not rotated", rotation=0.0),
+    _less("scaled", "not scaled", scale=(1.0, 1.0)),
+    _less("halved", "not shrunk by the network", model=_BEST_NETWORK, size=_MAGNIFIED["size"]),
     # And then with what comes back from elsewhere.
     *_recipe("patient_travelled", "Patient recipe, travelled", **_ABROAD),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
@@ -327,6 +338,7 @@ BASES = {
     "lever": "aug_flips",
     "confirmed": "best",
     "stage": "travelled",
+    "ablation": "patient",
     **dict.fromkeys(TRIED, "best_short"),
 }  # what a group changes, where it is not main
 GROUPS = tuple(dict.fromkeys(row.group for row in EXTRA.values()))

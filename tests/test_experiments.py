@@ -81,8 +81,9 @@ def test_the_study_has_its_sixteen_rows_in_order():
     best += [*(f"hardy_fold{k}" for k in range(1, 5)), "hardy_final", *plans.FOLDS["seasoned"]]
     best += [*plans.FOLDS["travelled"], "magnified_final", "seasoned_final", "travelled_final"]
     best += [*(f"travelled_{name}" for name in ("in_half", "at_home", "unseasoned", "at_once"))]
-    best += [*plans.FOLDS["patient"], "patient_final", *plans.FOLDS["patient_travelled"], "patient_travelled_final"]
-    best += ["best_short"]
+    best += [*plans.FOLDS["patient"], "patient_final"]
+    best += [f"patient_not_{lever}" for lever in ("longer", "magnified", "rotated", "scaled", "halved")]
+    best += [*plans.FOLDS["patient_travelled"], "patient_travelled_final", "best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -124,6 +125,16 @@ def test_each_ablation_changes_only_its_own_setting():
     assert shown["travelled_unseasoned"] == pytest.approx(before + last, abs=1), "as many pictures"
     first = round(cpu.epochs * EXPERIMENTS["magnified"].length)
     assert shown["travelled_at_once"] == pytest.approx(first + before + last, abs=1)
+    for name, changed in (
+        *(("longer", set()), ("magnified", set())),
+        *(("rotated", {"rotation"}), ("scaled", {"scale"}), ("halved", {"halved"})),
+    ):
+        row, patient, best = (EXPERIMENTS[row] for row in (f"patient_not_{name}", "patient", "best"))
+        assert differs(row.name, "patient") == changed
+        assert {k for k in differs("patient", "best") if k not in differs(row.name, "best")} == changed
+        assert (row.length == best.length) == (name == "longer") and (row.crop == best.crop) == (name == "magnified")
+        halved = 1 + row.model.halved
+        assert row.size == halved * (best.size if name == "magnified" else patient.size / 2)
     for name in ("best_final", "best_fold1"):
         assert differs(name, "best") == set() and EXPERIMENTS[name].length == EXPERIMENTS["best"].length
     assert EXPERIMENTS["best_final"].part == "all" and plans.FOLDS["best"][0] == "best"
