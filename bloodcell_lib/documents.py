@@ -5,6 +5,7 @@ A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever i
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -170,14 +171,24 @@ def results(study: Study) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def apart(study: Study) -> str:
-    """The travelled recipe without its stages, in a table; "" before one of these is recorded."""
-    stages = tables.stages(study)
-    told = (
+# How what is taken apart is introduced, by the group of rows that do it.
+APART = {
+    "stage": (
         "The travelled recipe taken apart, on the split and with one seed, which judges nothing: each row trains on as "
         "many pictures, the last alone from random weights. The sites are those of the table above."
-    )
-    return f"{_paragraph(told)}\n\n{markdown_table(stages)}" if len(stages.rows) > 1 else ""
+    ),
+    "ablation": (
+        "The patient recipe taken apart, on the split and with one seed too: each row leaves one of its levers as the "
+        "best recipe has it."
+    ),
+}
+
+
+def apart(study: Study) -> str:
+    """Recipes without one of their parts, a table each; "" before such rows are recorded."""
+    found = {told: tables.apart(study, group) for group, told in APART.items()}
+    parts = [[_paragraph(told), markdown_table(table)] for told, table in found.items() if len(table.rows) > 1]
+    return "\n\n".join(itertools.chain.from_iterable(parts))
 
 
 def accuracy(study: Study, name: str = "main") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -62,7 +63,7 @@ def beyond(table: pd.DataFrame) -> Figure:
     """
     drawn = set(_compared(table)["group"])
     others = [f"{group}: to {title_of(BASES[group]).lower()}" for group in FURTHER if group in BASES and group in drawn]
-    return _further(table, FURTHER, "the main model", f"\n({'; '.join(others)})" if others else "")
+    return _further(table, FURTHER, "the main model", "\n" + fill(f"({'; '.join(others)})", 90) if others else "")
 
 
 @styled

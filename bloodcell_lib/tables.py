@@ -143,15 +143,20 @@ def recipes(study: Study) -> Table:
     return Table("lrrrrrrr", head, rows, units)
 
 
-def stages(study: Study) -> Table:
-    """The travelled recipe beside what is left of it without one of its stages, on the split and at simulated sites."""
-    rows = []
-    for name in (BASES["stage"], *variants(BASES["stage"], "stage")):
-        if row := study.row(name):
-            epochs, gain = _epochs(study, name), _difference(row) if name != BASES["stage"] else ""
-            rows.append((row["title"], epochs, _accuracy(row), gain, *_undone(study, name)))
-    head = ("Recipe", "Epochs", "Split", f"To {BASES['stage']}", "Sites", "All")
-    return Table("lrrrrr", head, rows, ("", "", r"(\%)", "(points)", "kept", r"(\%)"))
+def apart(study: Study, group: str) -> Table:
+    """A recipe beside what is left of it without one of its parts, on the split, and at simulated sites where the rows
+    of `group` were shown them."""
+    base = BASES[group]
+    recorded = [name for name in (base, *variants(base, group)) if study.row(name)]
+    rows, sites = [], [_undone(study, name) for name in recorded]
+    shown = any(kept != (DASH, DASH) for kept in sites[1:])
+    for name, kept in zip(recorded, sites):
+        row = study.row(name)
+        gain = _difference(row) if name != base else ""
+        rows.append((row["title"], _epochs(study, name), _accuracy(row), gain, *(kept if shown else ())))
+    head = ("Recipe", "Epochs", "Split", f"To {base}", *(("Sites", "All") if shown else ()))
+    units = ("", "", r"(\%)", "(points)", *(("kept", r"(\%)") if shown else ()))
+    return Table("l" + "r" * (len(head) - 1), head, rows, units)
 
 
 def _gain(ours: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> str:

@@ -326,7 +326,7 @@ def test_what_lies_beyond_is_set_against_what_it_changes(study, small):
             draw(table_of(small))
     assert (
         "(lever: to flips alone; confirmed: to best recipe; stage: to travelled recipe; ablation: to patient recipe)"
-        in figures.beyond(table).axes[0].get_xlabel()
+        in figures.beyond(table).axes[0].get_xlabel().replace("\n", " ")
     )
     assert figures.parts(table).axes[0].get_xlabel() == "difference to the best recipe, short, points of accuracy"
     without = figures.beyond(table[~table["group"].isin(["lever", "confirmed", "stage", "ablation"])]).axes[0]
