@@ -298,7 +298,7 @@ def test_what_lies_beyond_the_reference_names_what_it_was_set_against():
     assert beyond.tried(with_rows(**many)).endswith("lie from $+$1.00 (l1) to $+$5.00 (l5) points.")
     assert beyond.tried(with_rows(), FURTHER) == (
         "No change to the main recipe, flips alone, the best recipe, the travelled recipe, the patient recipe beyond "
-        "is measured yet."
+        "the reference's own is measured yet."
     )
 
 
