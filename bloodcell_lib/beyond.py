@@ -66,10 +66,10 @@ def further(study: Study) -> str:
     """Which recipes go on from the best one, as the table of recipes has them; "" where none is recorded."""
     found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
     told = f"What goes on from it in the table: {'; '.join(found)}." if found else ""
-    return " ".join(filter(None, [told, averaged(study)]))
+    return " ".join(filter(None, [told, last_row(study)]))
 
 
-def averaged(study: Study) -> str:
+def last_row(study: Study) -> str:
     """Which recipes the table's last row averages; "" where there are no two."""
     found = together(study)
     if len(found) < 2:

@@ -32,7 +32,7 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import PROFILES, RECIPES
+from bloodcell_lib.plans import OURS, PROFILES, RECIPES
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -59,7 +59,7 @@ ASKED = {
 }
 OTHERS = {
     "best": f"The same of {RECIPES['best']}:",
-    **{name: f"Of {RECIPES[name]}:" for name in ("hardy", "seasoned", "travelled", "patient_travelled")},
+    **{name: f"Of {RECIPES[name]}:" for name in OURS if name != "best"},
     "best_short": f"Of {RECIPES['best_short']} (two fifths of the profile's epochs), and of what is tried on it. "
     "Where an augmentation practises what a simulated site changes, its gain there is no promise for a real one:",
 }

@@ -390,10 +390,10 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     right, low, high = compare.share(compare.averaged([study.folds(name) for name in ("best", "hardy")]))
     reached = f"{100 * right:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
     assert tables.recipes(study).rows[-1][:5] == ("2 averaged", "", "", "", reached)
-    assert beyond.averaged(study) == "Its last row averages all of ours."
+    assert beyond.last_row(study) == "Its last row averages all of ours."
     write_records(tmp_path, ["magnified"], seeds=(0,))
     more = Study.of(load_records(tmp_path), "cpu", found)
-    assert beyond.averaged(more) == "Its last row averages best and hardy."
+    assert beyond.last_row(more) == "Its last row averages best and hardy."
 
 
 def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):
