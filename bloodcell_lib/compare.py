@@ -136,7 +136,7 @@ def study_table(
     rows = {}
     for name, group in runs.items():
         info, frame = group[0].info, frames[name]
-        finals = np.array([record.info["final_validation_accuracy"] for record in group])
+        finals = np.array([record.accuracy() for record in group])
         empty = frame.empty
         low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
         base = BASES.get(info["group"], reference)
@@ -155,7 +155,7 @@ def study_table(
             "std": _std(finals),
             "mean_low": low,
             "mean_high": high,
-            "best_epoch_mean": np.mean([record.info["best_validation_accuracy"] for record in group]),
+            "best_epoch_mean": np.mean([record.accuracy("best") for record in group]),
             "difference": against.mean,
             "low": against.low,
             "high": against.high,
@@ -248,7 +248,7 @@ def _best(claim: Claim, runs: Runs) -> Measured | None:
     group = runs.get(claim.experiment)
     if not group:
         return None
-    values = np.array([record.info["best_validation_accuracy"] for record in group])
+    values = np.array([record.accuracy("best") for record in group])
     n = group[0].info["data"]["validation"]
     low, high = wilson(values.mean() * n, n)
     return _text(100 * values, "%"), 100 * low, 100 * high

@@ -95,7 +95,7 @@ def top_confusions(matrix: np.ndarray, k: int = 5) -> pd.DataFrame:
 
 def validated(records: Sequence[Record]) -> list[Record]:
     """Those that kept validation images aside; runs on all images keep none."""
-    return [record for record in records if record.info["final_validation_accuracy"] is not None]
+    return [record for record in records if record.accuracy() is not None]
 
 
 def leading(records: Sequence[Record]) -> list[Record]:
@@ -132,7 +132,7 @@ def overview(records: Sequence[Record]) -> dict[str, float]:
     """
     records = validated(records)
     pooled = pool(records)
-    finals = np.array([record.info["final_validation_accuracy"] for record in records])
+    finals = np.array([record.accuracy() for record in records])
     images = len(pooled.labels) // len(records)
     low, high = wilson(finals.mean() * images, images)
     return {
@@ -140,7 +140,7 @@ def overview(records: Sequence[Record]) -> dict[str, float]:
         "images": images,
         "mean": float(finals.mean()),
         "std": float(finals.std(ddof=1)) if len(finals) > 1 else math.nan,
-        "best_epoch_mean": float(np.mean([record.info["best_validation_accuracy"] for record in records])),
+        "best_epoch_mean": float(np.mean([record.accuracy("best") for record in records])),
         "low": low,
         "high": high,
         "macro_f1": macro_f1(pooled.labels, pooled.predicted),

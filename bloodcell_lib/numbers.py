@@ -273,7 +273,7 @@ def _measured(study: Study) -> dict[str, str]:
     overview = evaluate.overview(main) if main else {}
     gap = 100 * (overview["best_epoch_mean"] - overview["mean"]) if main else None
     folds = [record for record in study.records if record.experiment in EXTRA and record.info["group"] == "cv"]
-    scores = [record.info["final_validation_accuracy"] for record in folds]
+    scores = [record.accuracy() for record in folds]
     wrong = int((study.pooled.predicted != study.pooled.labels).sum()) if study.pooled else None
     return found | {
         "MainMacroF": number(overview.get("macro_f1"), 3),

@@ -62,7 +62,7 @@ def cross_validation(study: Study, name: str = "main") -> str:
     if name != "main":
         return f"{told}."
     seed = judged.columns[0]
-    scores = [100 * r.info["final_validation_accuracy"] for part in parts for r in part if r.seed == seed]
+    scores = [100 * r.accuracy() for part in parts for r in part if r.seed == seed]
     return rf"{told}; single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
 
 

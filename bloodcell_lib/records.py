@@ -59,6 +59,11 @@ class Record:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BloodcellError(f"{path} is missing or damaged: remove its folder and run it again.") from error
 
+    def accuracy(self, epoch: str = "final") -> float | None:
+        """Of the "final" or the "best" epoch; None without validation images. Exact, where float32 was recorded."""
+        share, images = self.info[f"{epoch}_validation_accuracy"], self.info["data"]["validation"]
+        return None if share is None else round(share * images) / images
+
     @property
     def has_weights(self) -> bool:
         """Whether the network is on this machine."""

@@ -172,7 +172,7 @@ def execute(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | N
     with _ALONE:
         cells = _images(task.profile, folder, skip_bad, task.view)
         record = experiments.run(task, cells, lambda: experiments.whole(task, folder, skip_bad))
-    return record.info["final_validation_accuracy"], record.info["wall_seconds"]
+    return record.accuracy(), record.info["wall_seconds"]
 
 
 def run_all(
