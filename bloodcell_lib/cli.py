@@ -134,7 +134,7 @@ def train(
     cells = views.load_images(profile, folder, skip_bad, view=task.view)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
     record = experiments.run(task, cells, lambda: experiments.whole(task, folder, skip_bad, progress=True))
-    final, best = record.info["final_validation_accuracy"], record.info["best_validation_accuracy"]
+    final, best = record.accuracy(), record.accuracy("best")
     said = "no validation images" if final is None else f"validation accuracy {final:.2%} (best epoch {best:.2%})"
     print(f"{'recorded before' if there else 'recorded'}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")
 
@@ -397,6 +397,12 @@ def publish(
         if not run.exists():
             raise BloodcellError(f"No run in {run}: make it with `bloodcell train {experiment} --profile {profile}`.")
         new = export.export(run)
+        if not export.temperatures(run.parents[1], recipe := plans.measured(experiment)):
+            print(
+                "bloodcell: Probabilities are as trained: `bloodcell trust --only trust "
+                f"--experiment {recipe} --profile {profile}` finds their temperature; then publish again.",
+                file=sys.stderr,
+            )
     else:
         new = records.publish(budget.name)
     print("\n".join(map(str, new)) or "nothing new")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bloodcell_lib import models, paths
+from bloodcell_lib import analysis, models, paths, plans
 from bloodcell_lib.analysis import load_network
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.microscope import LOOK
@@ -83,12 +83,20 @@ def export(run: Path, folder: Path | None = None) -> list[Path]:
         for name, content in contents.items():
             (home / name).write_bytes(content)
         weights = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        about = json.dumps({**record.info, "weights": weights}, indent=1, allow_nan=False)
+        fitted = temperatures(run.parents[1], plans.measured(record.experiment))
+        about = json.dumps({**record.info, "weights": weights, "temperatures": fitted}, indent=1, allow_nan=False)
         (home / f"{NAME}.json").write_text(about + "\n", encoding="utf-8")
         check_agreement(home)
         if (folder / READER).exists():  # of which the run knows nothing
             shutil.copyfile(folder / READER, home / READER)
     return [folder / name for name in (*contents, f"{NAME}.json")]
+
+
+def temperatures(runs: Path, experiment: str) -> dict[str, float]:
+    """At which temperature the probabilities of an experiment's networks are true, by what `trust` found outside of
+    their training: "plain", and "tta" of those averaged over the symmetries. {} before it is asked."""
+    found = analysis.of_experiment(analysis.load_analyses(runs), experiment).get("trust")
+    return {kind: float(np.mean(found["result"][kind]["temperatures"])) for kind in ("plain", "tta")} if found else {}
 
 
 def export_reader(eye: nn.Module, about: dict[str, str], folder: Path | None = None) -> Path:

@@ -106,7 +106,7 @@ _SEASONED = _MOVED | {
 }
 # It goes on once more, a third of its images as they are, the others as they come back from elsewhere.
 _TRAVELLED = _MOVED | {"train": TrainConfig(after="seasoned", warmup=1, copies=2), "length": 0.35}
-# Twice as fast for plain convolutions on processors with matrix units for it; what it costs, two rows tell.
+# Faster for plain convolutions on processors with matrix units for it; what it costs, `travelled_in_half` tells.
 _HALF = {"precision": "bfloat16"}
 # All that time for our own photographs, at once.
 _PATIENT = _MOVED | {"train": TrainConfig(**_HALF), "length": 3.5}
@@ -359,6 +359,11 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise BloodcellError(f"Unknown profile '{name}': choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]
+
+
+def measured(experiment: str) -> str:
+    """The experiment that tells how the networks of this one do: its recipe's, if it held no image out, or itself."""
+    return "main" if experiment == "final" else experiment.removesuffix("_final")
 
 
 def variants(experiment: str, *groups: str) -> list[str]:

@@ -64,6 +64,7 @@ class Network:
         self.record, onnx = load_set(folder or paths.WEIGHTS)
         self.pixels: int = self.record["config"]["pixels"]
         self.crop: int | None = self.record["config"]["crop"]
+        self.temperatures: dict[str, float] = self.record.get("temperatures", {})
         self.session = session(onnx, threads)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -71,10 +72,14 @@ class Network:
         return self.session.run(["logits"], {"images": np.ascontiguousarray(images)})[0]
 
     def probabilities(self, images: np.ndarray, tta: bool = False) -> np.ndarray:
-        """uint8 (N, pixels, pixels, 3), RGB -> float64 (N, 8); `tta` averages over the square's eight symmetries."""
+        """uint8 (N, pixels, pixels, 3), RGB -> float64 (N, 8); `tta` averages over the square's eight symmetries.
+
+        At the temperature of each (Guo et al. 2017) where the set has it, which leaves the label as it is.
+        """
         if not tta:
-            return softmax(self.logits(images))
-        return np.mean([softmax(self.logits(turned)) for turned in symmetries(images)], axis=0)
+            return softmax(self.logits(images), self.temperatures.get("plain", 1.0))
+        mean = np.mean([softmax(self.logits(turned)) for turned in symmetries(images)], axis=0)
+        return softmax(np.log(mean.clip(np.finfo(float).tiny)), self.temperatures.get("tta", 1.0))
 
 
 class Eye:
@@ -133,9 +138,9 @@ def load_set(folder: Path) -> tuple[dict[str, Any], bytes]:
     return record, found[f"{NAME}.onnx"]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Logits (N, 8) -> probabilities float64 (N, 8)."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    powers = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
     return powers / powers.sum(1, keepdims=True)
 
 

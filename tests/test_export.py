@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load, save
 from trained import network_of
 
-from bloodcell_lib import decode, export, models, predict, reader
+from bloodcell_lib import analysis, calibration, decode, export, models, predict, reader
 from bloodcell_lib.cells import CLASS_MAP
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
@@ -62,8 +62,29 @@ def test_the_set_is_small_and_tells_of_its_run(weights: Path, run_folder: Path) 
     about = json.loads((weights / f"{NAME}.json").read_text())
     recorded = json.loads((run_folder / "record.json").read_text())
     sums = about.pop("weights")
+    assert about.pop("temperatures") == {}, "no analysis has found them"
     assert about == recorded and about["config"]["pixels"] == 96 and about["config"]["crop"] == 240
     assert sums == {name: sha256((weights / name).read_bytes()).hexdigest() for name in FILES[1:]}
+
+
+def test_the_probabilities_are_at_the_temperature_that_the_recipe_was_found_to_have(
+    run_folder: Path, weights: Path, images: tuple[np.ndarray, list[int]], tmp_path: Path
+) -> None:
+    """`main` tells how `final` does, whose run held no image out."""
+    run = shutil.copytree(run_folder, tmp_path / "cpu" / "final" / "seed0")
+    about = json.loads((run / "record.json").read_text())
+    (run / "record.json").write_text(json.dumps(about | {"experiment": "final"}))
+    fitted = {"plain": {"temperatures": [0.4, 0.6]}, "tta": {"temperatures": [0.7, 0.9]}}
+    found = {"format": analysis.FORMAT, "experiment": "main", "result": fitted}
+    (tmp_path / "cpu" / analysis.ANALYSES).mkdir()
+    (tmp_path / "cpu" / analysis.ANALYSES / "trust.json").write_text(json.dumps(found))
+    export.export(run, tmp_path / "weights")
+    sharp, plain = Network(tmp_path / "weights"), Network(weights)
+    assert sharp.temperatures == pytest.approx({"plain": 0.5, "tta": 0.8})
+    for tta, t in ((False, 0.5), (True, 0.8)):
+        given, expected = (network.probabilities(images[0][:24], tta) for network in (sharp, plain))
+        np.testing.assert_allclose(given, calibration.scaled(expected, t), atol=1e-6)
+        assert (given.argmax(1) == expected.argmax(1)).all() and given.max(1).mean() > expected.max(1).mean()
 
 
 def test_both_files_hold_the_same_numbers_in_half_precision(weights: Path) -> None:
@@ -204,7 +225,8 @@ def test_the_command_publishes_what_predict_reads(published: Path, weights: Path
 
     done = bloodcell("publish", "--profile", "cpu", "--weights", "--experiment", "final")
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == [str(home / name) for name in FILES] and done.stderr == ""
+    assert sorted(done.stdout.split()) == [str(home / name) for name in FILES]
+    assert "as trained: `bloodcell trust --only trust --experiment main --profile cpu` finds their" in done.stderr
     assert contents(home) == contents(weights) and os.listdir(home.parent) == ["weights"]
     done = bloodcell("predict", str(drawn / "test"), "--format", "json")
     assert json.loads(done.stdout) == {
