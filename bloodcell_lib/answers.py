@@ -64,10 +64,14 @@ def sets(result: Analysis) -> str:
     told = [
         f"Asked for {100 * float(level):g} %, the sets hold the true class for {100 * row['coverage']:.1f} % of the "
         f"cells ({_interval(row)}; worst class {100 * row['worst_class']:.1f} %), with {row['size']:.2f} classes on "
-        "average."
+        f"average{_none(row['empty'])}."
         for level, row in result["plain"]["sets"].items()
     ]
     return " ".join(told)
+
+
+def _none(empty: float) -> str:
+    return f" and none for {100 * empty:.1f} % of the cells" if empty else ""
 
 
 def averaging(result: Analysis) -> str:
@@ -130,8 +134,8 @@ def corruptions(result: Analysis) -> str:
     worst = sorted(left, key=lambda name: left[name])[:3]
     named = ", ".join(f"{result['corruptions'][name]['title'].lower()} ({100 * left[name]:.0f} %)" for name in worst)
     told = (
-        f"Of {100 * own['clean']['accuracy']:.1f} %, {100 * own['mean']['accuracy']:.1f} % are left on average over "
-        f"corruptions and severities ({_interval(own['mean'])}); least under {named}."
+        f"Accuracy falls from {100 * own['clean']['accuracy']:.1f} to {100 * own['mean']['accuracy']:.1f} % on average "
+        f"over corruptions and severities ({_interval(own['mean'])}); lowest under {named}."
     )
     if own["mce"] is not None:
         baseline = in_sentence(title_of(result["baseline"]))
@@ -156,7 +160,7 @@ def travel(result: Analysis) -> str:
     named = [_rival(name, rivals[name]) for name in order[:NAMED]]
     worst = _poor(result, result["experiment"])[:WORST]
     if better := [words for site in worst if (words := _better(result, site))]:
-        told += f" More is named rightly by another there: {', '.join(better)}."
+        told += f" Better there: {', '.join(better)}."
     rows = result["experiments"].values()
     enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
     return (
@@ -180,7 +184,8 @@ def _better(result: Analysis, site: str) -> str:
     best, own = max(reached, key=lambda name: reached[name]), reached[result["experiment"]]
     if reached[best] == own:
         return ""
-    return f"{in_sentence(titles(result)[site])}, {in_sentence(title_of(best))} ({reached[best]:.1f} %, not {own:.1f})"
+    shares = f"{reached[best]:.1f} against {own:.1f} %"
+    return f"{in_sentence(titles(result)[site])}, {in_sentence(title_of(best))} ({shares})"
 
 
 def kept(result: Analysis, experiment: str) -> int:
@@ -205,25 +210,35 @@ def sites(result: Analysis, experiment: str) -> str:
     return (
         f"Of its {100 * own['clean']['accuracy']:.1f} % on {result['images']} images, read as whole photographs, it "
         f"keeps at least {100 * goals['alone']:g} in a hundred at {kept(result, experiment)} of {alone} simulated "
-        f"sites{f'; least with {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are "
+        f"sites{f'; lowest: {named}' if poor else ''}. With all changes together {100 * both['accuracy']:.1f} % are "
         f"right ({_interval(both)})."
     )
 
 
-def reading(result: Analysis) -> str:
-    """What is gained by reading how a photograph was taken, and undoing it."""
-    plain, undone, exact = *(result["experiments"][kind] for kind in ("plain", "undone")), result["exact"]
-    off = {name: 100 * exact[name]["median"] for name in exact}
-    light, change = max(off[name] for name in ("red", "green", "blue")), undone["difference"]
+def reader(result: Analysis) -> str:
+    """How well it is read from a photograph how it was taken."""
+    off = {name: 100 * row["median"] for name, row in result["exact"].items()}
+    light = max(off[name] for name in ("red", "green", "blue"))
     return (
         f"A network of {result['learnt']['parameters'] / 1e6:.2f} million parameters, which taught itself on the "
         f"training photographs, reads how a photograph was taken: half of its readings are off by at most "
         f"{off['zoom']:.0f} % in magnification, {light:.0f} % in the light of any colour, {off['haematoxylin']:.0f} % "
-        f"in haematoxylin and {off['eosin']:.0f} % in eosin. All that, and a blur, is then undone. "
-        f"{sites(result, 'undone')} With nothing undone, that is so at {kept(result, 'plain')} (here all "
-        f"changes are to the whole photograph), and {100 * plain['sites']['all']['accuracy']:.1f} % are right. "
-        f"Unchanged pictures: {_signed(change['points'], 2)} points "
-        f"({_span(change['low'], change['high'], 2)}; {_seeds(undone)})."
+        f"in the blue dye and {off['eosin']:.0f} % in eosin. All that, and a blur, can then be undone. It learnt from "
+        "such changes as the simulated sites make; a real one may differ in other ways."
+    )
+
+
+def reading(result: Analysis) -> str:
+    """What is gained by undoing what is read of how a photograph was taken."""
+    plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
+    goal, both, untouched = result["goals"]["together"], undone["sites"]["all"], plain["sites"]["all"]["accuracy"]
+    change = undone["difference"]
+    span = _span(change["low"], change["high"], 2)
+    return (
+        f"{sites(result, 'undone')} That is {'at least' if both['share'] >= goal else 'less than'} {100 * goal:g} in a "
+        f"hundred. With nothing undone, {kept(result, 'plain')} sites keep as much (here all changes are to the whole "
+        f"photograph), and with all together {100 * untouched:.1f} % are right. Unchanged pictures: "
+        f"{_signed(change['points'], 2)} points ({span}; {_seeds(undone)})."
     )
 
 
@@ -319,6 +334,7 @@ QUESTIONS: dict[str, tuple[str, Callable[[Analysis], str]]] = {
     "sanity": ("explain", sanity),
     "corruptions": ("robustness", corruptions),
     "travel": ("travel", travel),
+    "reader": ("reading", reader),
     "reading": ("reading", reading),
     "unknown": ("unknown", unknown),
     "labels": ("labels", labels),

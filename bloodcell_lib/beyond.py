@@ -30,10 +30,10 @@ def recipe(study: Study) -> str:
     """The best recipe in words, from its record."""
     best = study.runs("best")[0].info
     turns = " and quarter turns" if best["config"]["augment"].get("turns") else ""
-    millions = number(best["model"]["parameters"] / 1e6, 2)
+    millions, epochs = number(best["model"]["parameters"] / 1e6, 2), best["config"]["train"]["epochs"]
     return (
-        f"The best recipe trains {_network(best)} of {millions} million parameters with flips{turns} as its only "
-        "augmentation and the main recipe's other settings."
+        f"The best recipe trains {_network(best)} of {millions} million parameters for {epochs} epochs, with "
+        f"flips{turns} as its only augmentation, else by the main recipe."
     )
 
 
@@ -62,20 +62,24 @@ def spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
+def in_view() -> str:
+    """The recipes that were made when those before them had been compared on all folds."""
+    return join([spoken(name) for name in IN_VIEW])
+
+
 def further(study: Study) -> str:
-    """Which recipes go on from the best one, as the table of recipes has them; "" where none is recorded."""
+    """What the recipes after the best one change, as the table of recipes has them; "" where none is recorded."""
     found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
-    told = f"What goes on from it in the table: {'; '.join(found)}." if found else ""
+    told = f"The others of the table: {'; '.join(found)}." if found else ""
     return " ".join(filter(None, [told, last_row(study)]))
 
 
 def last_row(study: Study) -> str:
-    """Which recipes the table's last row averages; "" where there are no two."""
+    """Which recipes the table's last row averages; "" where there are no two, and where it is all of ours."""
     found = together(study)
-    if len(found) < 2:
+    if len(found) < 2 or found == [name for name in OURS if study.runs(name)]:
         return ""
-    every = found == [name for name in OURS if study.runs(name)]
-    return f"Its last row averages {'all of ours' if every else join([spoken(name) for name in found])}."
+    return f"Its last row averages {join([spoken(name) for name in found])}."
 
 
 def _magnified(info: dict) -> str:
@@ -90,29 +94,35 @@ def _hardy(info: dict) -> str:
 
 def _seasoned(info: dict) -> str:
     size = info["config"]["pixels"]
-    return rf"the magnified networks going on at {size} $\times$ {size} with such changes, other light and JPEG files"
+    return rf"the magnified networks trained on at {size} $\times$ {size} with such changes, other light and JPEG files"
 
 
 def _travelled(info: dict) -> str:
+    train = info["config"]["train"]
     return (
-        f"these going on with {info['config']['train']['copies']} more pictures of each image, taken elsewhere and "
-        "given back by the reader below"
+        f"the {train['after']} networks trained on with {train['copies']} more versions of each image, changed as by a "
+        "simulated other site and mended by the reader below"
     )
 
 
 def _patient(info: dict) -> str:
-    size, epochs = info["config"]["pixels"], info["config"]["train"]["epochs"]
-    return rf"turned and scaled alone at {size} $\times$ {size}, then halved, {epochs} epochs at once"
+    size, crop = info["config"]["pixels"], info["config"]["crop"]
+    half = ", in half precision" if info["config"]["train"].get("precision") == "bfloat16" else ""
+    return rf"the central {crop} pixels, turned and scaled at {size} $\times$ {size}, then halved{half}"
 
 
-# Recipes that go on from the best one.
+def _likewise(info: dict) -> str:
+    return f"the {info['config']['train']['after']} networks trained on likewise"
+
+
+# What each recipe after the best one changes in it.
 CHANGED = {
     "magnified": _magnified,
     "hardy": _hardy,
     "seasoned": _seasoned,
     "travelled": _travelled,
     "patient": _patient,
-    "patient_travelled": _travelled,
+    "patient_travelled": _likewise,
 }
 
 

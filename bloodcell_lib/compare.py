@@ -28,7 +28,7 @@ from bloodcell_lib.reference import CLAIMS, Claim
 
 AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 # Groups of rows that are no rivals of the main model: they are judged by other images.
-ALONE = {row.group for row in EXPERIMENTS.values() if row.part not in ("split", "all")}
+UNCOMPARED = {row.group for row in EXPERIMENTS.values() if row.part not in ("split", "all")}
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed", "stage", "ablation")
 BEYOND = (*FURTHER, *TRIED)
@@ -140,7 +140,7 @@ def study_table(
         empty = frame.empty
         low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
         base = BASES.get(info["group"], reference)
-        compared = base in frames and name != base and info["group"] not in ALONE
+        compared = base in frames and name != base and info["group"] not in UNCOMPARED
         against = difference(frame, frames[base], resamples, seed) if compared else Difference()
         rows[name] = {
             "title": title_of(name, info["title"]),
@@ -183,7 +183,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def of_study(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `study_table` that are the reference's study or mirror it, without folds and what goes beyond."""
-    return table[~table["group"].isin((*BEYOND, *ALONE))]
+    return table[~table["group"].isin((*BEYOND, *UNCOMPARED))]
 
 
 def claims_table(records: Sequence[Record], full: Sequence[Record] = ()) -> pd.DataFrame:

@@ -76,7 +76,7 @@ CLAIMS = (
     _gain("se_gain", "Squeeze-and-excitation", "+2.5", IMPROVEMENTS, "+2.57, 96.81 to 99.38", "no_se"),
     _gain("reg_gain", "Regularisation", "+4.38", IMPROVEMENTS, "+4.26", "reg_none"),
     _gain(
-        *("smoothing_gain", "Label smoothing alone", "+1.9", "README.md, Training Strategy", "+2.19"),
+        *("smoothing_gain", "Label smoothing, over none", "+1.9", "README.md, Training Strategy", "+2.19"),
         "reg_none",
         "reg_label_smoothing",
     ),

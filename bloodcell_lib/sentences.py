@@ -130,8 +130,9 @@ def at_full_size(study: Study) -> str:
         return ""
     low, high = number(means.min(), 2), number(means.max(), 2)
     return (
-        rf"Under \texttt{{full}}, the main network and its variants ({len(means)} of {len(names)} recorded) "
-        rf"reach {low}{f' to {high}' * (low != high)}\,\% in the final epoch."
+        rf"Under \texttt{{full}}, {len(means)} of {len(names)} forms of the main network are recorded"
+        f"{', itself not yet' * ('main' not in means.index)}; they reach "
+        rf"{low}{f' to {high}' * (low != high)}\,\% in the final epoch."
     )
 
 

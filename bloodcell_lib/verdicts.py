@@ -101,7 +101,7 @@ def _verdicts(study: Study, keys: Sequence[str], what: str) -> str:
     if not agree:
         parts[-1] += " agree with what we measure"
     if rest:
-        parts.append(f"{rest} cannot be tested with what is recorded")
+        parts.append(f"{rest} cannot be tested here")
     return f"Of {what}, {join(parts)}."
 
 
@@ -154,21 +154,20 @@ def _ahead(row: dict) -> str:
 
 
 def rivals(study: Study) -> str:
-    """Which baselines are ahead of the main model under its own recipe, by the rule at the top; "" before all are."""
+    """Which baselines the main model's recipe brings ahead of it or leaves behind; "" before all have run."""
     rows = {title: study.row(f"{name}_full") for name, title in BASELINES.items()}
     if not all(row and row["common_seeds"] for row in rows.values()):
         return ""
-    ahead = {title: row for title, row in rows.items() if row["low"] > 0}
-    if not ahead:
-        return "Under its own recipe, none of the baselines is ahead of it."
-    told = []
-    for judged, what in ((True, ""), (False, " and on one seed, which judges nothing,")):
-        found = [_behind(title, row) for title, row in ahead.items() if (row["common_seeds"] >= JUDGED) == judged]
-        if found:
-            told.append(f"Under its own recipe{what} it is behind {join(found)}.")
-    return " ".join(told)
+    told = {
+        "ahead of it": [_apart(title, row, 1) for title, row in rows.items() if row["low"] > 0],
+        "behind it": [_apart(title, row, -1) for title, row in rows.items() if row["high"] < 0],
+    }
+    found = [f"{join(named)} {'is' if len(named) == 1 else 'are'} {where}" for where, named in told.items() if named]
+    return f"Of the baselines by the same recipe, {', and '.join(found) or 'none differs from it in accuracy'}."
 
 
-def _behind(title: str, row: dict) -> str:
-    interval = rf"95\,\% interval {number(row['low'], 2)} to {number(row['high'], 2)}"
-    return f"{title} by {number(row['difference'], 2)} points ({interval}, {plural(row['common_seeds'], 'seed')})"
+def _apart(title: str, row: dict, sign: int) -> str:
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    seeds = row["common_seeds"]
+    who = plural(seeds, "seed") if seeds >= JUDGED else "one seed, which judges nothing"
+    return rf"{title} ({number(sign * row['difference'], 2)} points, {number(low, 2)} to {number(high, 2)}, {who})"

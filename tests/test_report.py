@@ -187,7 +187,7 @@ def test_full_is_preferred_to_cpu_once_its_study_is_whole(tmp_path):
     some = every(tmp_path)
     assert some["ProfileName"] == "cpu" and some["ClaimMainAccuracyVerdict"] != "cannot be tested"
     assert r"where \texttt{full} has them, of which 3 of 48 runs" in some["BudgetDeviation"]
-    assert some["FullSentence"].startswith(r"Under \texttt{full}, the main network and its variants (1 of 12 recorded)")
+    assert some["FullSentence"].startswith(r"Under \texttt{full}, 1 of 12 forms of the main network are recorded; they")
     assert f"{numbers.Study.read(tmp_path, 'full').table.loc['main', 'mean']:.2%}".rstrip("%") in some["FullSentence"]
     assert r", \texttt{full} &" in tables.claims(Study.read(tmp_path, "cpu")).latex()
     write_records(tmp_path / "full", [name for name in STUDY if name != "main"], profile="full")
@@ -321,7 +321,7 @@ def test_the_best_recipe_is_told_with_its_folds(tmp_path):
     write_records(tmp_path, ["best"])
     alone = beyond.best(Study.of(load_records(tmp_path), "cpu"))
     assert alone.startswith("The best recipe trains a slim ResNet-18 of ")
-    assert alone.endswith("and the main recipe's other settings.")
+    assert alone.endswith("else by the main recipe.")
     write_records(tmp_path, [*FOLDS["main"], *FOLDS["best"][1:]], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     told = beyond.best(study)
@@ -338,8 +338,7 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     study = Study.of(load_records(tmp_path), "cpu")
     told = beyond.further(study)
     assert (
-        told.startswith("What goes on from it in the table: magnified, the central ")
-        and "; hardy, turned by any angle" in told
+        told.startswith("The others of the table: magnified, the central ") and "; hardy, turned by any angle" in told
     )
     assert "travelled" not in told and beyond.further(Study.of([], "cpu")) == ""
     rows = {row[0]: row[1:] for row in tables.recipes(study).rows}
@@ -357,7 +356,7 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     assert rows["Seasoned"][0] == f"{epochs[0]}+{epochs[1]}" and rows["Magnified"][0] == str(epochs[0])
     write_records(tmp_path, ["patient_travelled"], seeds=(0,))
     longer = Study.of(load_records(tmp_path), "cpu")
-    assert "; patient travelled, these going on with 2 more" in beyond.further(longer)
+    assert "; patient travelled, the patient networks trained on likewise" in beyond.further(longer)
     assert "Patient travelled" in [row[0] for row in tables.recipes(longer).rows]
     # The abstract tells the latest recipe that is cross-validated.
     told = beyond.best_in_short(study)
@@ -390,7 +389,7 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     right, low, high = compare.share(compare.averaged([study.folds(name) for name in ("best", "hardy")]))
     reached = f"{100 * right:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
     assert tables.recipes(study).rows[-1][:5] == ("2 averaged", "", "", "", reached)
-    assert beyond.last_row(study) == "Its last row averages all of ours."
+    assert beyond.last_row(study) == "" and tables.recipes(study).rows[-1][0] == "2 averaged"
     write_records(tmp_path, ["magnified"], seeds=(0,))
     more = Study.of(load_records(tmp_path), "cpu", found)
     assert beyond.last_row(more) == "Its last row averages best and hardy."
@@ -485,16 +484,14 @@ def test_a_gap_is_one_of_budget_where_the_recipe_halves_it(full, words):
 
 def test_rivals_are_named_once_all_baselines_have_run():
     rows = {f"{name}_full": difference(-1, -3, 1) for name in verdicts.BASELINES}
-    assert verdicts.rivals(with_rows(**rows)) == "Under its own recipe, none of the baselines is ahead of it."
+    first = "Of the baselines by the same recipe, "
+    assert verdicts.rivals(with_rows(**rows)) == f"{first}none differs from it in accuracy."
     rows["resnet18_full"] = difference(4, 2, 6)
-    assert verdicts.rivals(with_rows(**rows)) == (
-        r"Under its own recipe it is behind ResNet-18 by 4.00 points (95\,\% interval 2.00 to 6.00, 3 seeds)."
-    )
-    rows["simple_cnn_full"] = difference(3, 2, 4, 1)
-    assert verdicts.rivals(with_rows(**rows)).endswith(
-        "and on one seed, which judges nothing, "
-        r"it is behind SimpleCNN by 3.00 points (95\,\% interval 2.00 to 4.00, 1 seed)."
-    )
+    ahead = "ResNet-18 (4.00 points, 2.00 to 6.00, 3 seeds)"
+    assert verdicts.rivals(with_rows(**rows)) == f"{first}{ahead} is ahead of it."
+    rows["simple_cnn_full"] = difference(-3, -4, -2, 1)
+    behind = "SimpleCNN (3.00 points, 2.00 to 4.00, one seed, which judges nothing)"
+    assert verdicts.rivals(with_rows(**rows)) == f"{first}{ahead} is ahead of it, and {behind} is behind it."
     del rows["simple_cnn_full"]
     assert verdicts.rivals(with_rows(**rows)) == ""
 

@@ -125,7 +125,7 @@ def test_it_is_told_and_drawn(result, tmp_path):
         for site in answers._poor(result, "best_short")[: answers.WORST]
     }
     ahead = {site: max(of.values()) for site, of in reached.items() if max(of.values()) > of["best_short"]}
-    assert ("More is named rightly by another there" in told) == bool(ahead)
+    assert ("Better there" in told) == bool(ahead)
     assert all(f"({best:.1f} %, not {reached[site]['best_short']:.1f})" in told for site, best in ahead.items())
     alone = result | {"experiments": {"best_short": result["experiments"]["best_short"]}}
     assert answers.travel(alone) == answers.sites(result, "best_short")
