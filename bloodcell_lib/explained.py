@@ -36,15 +36,21 @@ def heat_maps(content: dict[str, Any]) -> Figure:
     """Grad-CAM of the first network on a drawn cell of each class: the cell, and its map with the class it said."""
     shown = content["result"]["drawn"]
     images = drawn(shown["pixels"], shown["crop"])
-    return _overlay(
-        images, torch.tensor(shown["maps"]), shown["said"], f"{_note(content)}; drawn cells, above them what it said"
-    )
-
-
-@styled
-def heat_maps_of(images: Tensor, coarse: Tensor, said: Tensor, note: str = "") -> Figure:
-    """The same of up to eight images of one's own, uint8 (n, 3, H, W), and maps from `gradcam.coarse_maps`."""
-    return _overlay(images, coarse, said.tolist(), note)
+    maps = gradcam.enlarged(torch.tensor(shown["maps"]), images.shape[-2:]).numpy()
+    side = (WIDTH - 0.1) / 8
+    note = f"{_note(content)}; drawn cells, above them what it said"
+    figure, axes = canvas(2 * side + 0.3, note, nrows=2, ncols=8)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    for column, image, heat, k in zip(axes.T, images.permute(0, 2, 3, 1).numpy(), maps, shown["said"]):
+        grey = image.mean(2)
+        column[0].imshow(image)
+        column[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
+        # Opaque where it is hot: the picture stays to be seen where the network does not look.
+        column[1].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat)
+        column[0].set_title(TITLES[k].replace(" ", "\n"), size=7, color=COLOURS[k], pad=2, va="bottom")
+    for ax in axes.flat:
+        ax.axis("off")
+    return figure
 
 
 @styled
@@ -166,24 +172,6 @@ FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
     "heat_location": ("explain", location),
     "heat_faithfulness": ("explain", faithfulness),
 }
-
-
-def _overlay(images: Tensor, coarse: Tensor, said: list[int], note: str) -> Figure:
-    images, coarse = images[:8], coarse[:8]
-    maps = gradcam.enlarged(coarse, images.shape[-2:]).numpy()
-    side = (WIDTH - 0.1) / 8
-    figure, axes = canvas(2 * side + 0.3, note, nrows=2, ncols=8)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    for column, image, heat, k in zip(axes.T, images.permute(0, 2, 3, 1).numpy(), maps, said):
-        grey = image.mean(2)
-        column[0].imshow(image)
-        column[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
-        # Opaque where it is hot: the picture stays to be seen where the network does not look.
-        column[1].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat)
-        column[0].set_title(TITLES[k].replace(" ", "\n"), size=7, color=COLOURS[k], pad=2, va="bottom")
-    for ax in axes.flat:
-        ax.axis("off")
-    return figure
 
 
 def _dot(ax: Axes, row: dict[str, float], y: float, **look: Any) -> None:

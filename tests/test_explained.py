@@ -84,9 +84,3 @@ def test_drawn_cells_are_the_same_each_time_and_one_of_each_class():
     one = explain.drawn(48, 200)
     assert one.shape == (8, 3, 48, 48) and one.dtype == torch.uint8 and torch.equal(one, explain.drawn(48, 200))
     assert not torch.equal(one, explain.drawn(48, None)) and len({image.numpy().tobytes() for image in one}) == 8
-
-
-def test_heat_maps_of_images_of_ones_own():
-    images = explain.drawn(48, 200)[:3]
-    figure = explained.heat_maps_of(images, torch.rand(3, 3, 3), torch.tensor([0, 5, 7]), "mine")
-    assert "mine" in texts(figure) and "Platelet" in texts(figure)
