@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from bloodcell_lib import gradcam
 from bloodcell_lib.cells import COLOURS, TITLES
