@@ -146,7 +146,7 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
-    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study)]
+    told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), beyond.best_in_short(study)]
     made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
         "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "
@@ -276,19 +276,18 @@ def trust(study: Study) -> str:
 def network(study: Study) -> str:
     """The published network: the run that made it, what it is built of, its size, and what it learnt from."""
     run, _ = load_set(WEIGHTS)
-    model, pixels, data = run["config"]["model"]["name"], run["config"]["pixels"], run["data"]
-    parameters, macs = run["model"]["parameters"], run["model"]["macs"] / 1e6
-    train, halved = (
-        run["config"]["train"],
-        ", whose sides it halves first" if run["config"]["model"].get("halved") else "",
-    )
-    copies = f" and {train['copies']} more pictures of each" if train.get("copies") else ""
+    config, data, macs = run["config"], run["data"], run["model"]["macs"] / 1e6
+    model, train, pixels = config["model"], config["train"], config["pixels"]
+    parameters = run["model"]["parameters"]
+    halved = ", then halved" if model.get("halved") else ""
+    part = f"the central {config['crop']} pixels of a photograph" if config["crop"] else "a photograph"
+    copies = f" and {train['copies']} more versions of each" if train.get("copies") else ""
     after = f", going on from a network of {RECIPES[train['after']]}" if train.get("after") else ""
     told = (
-        f"The run `{run['experiment']}` of the profile `{run['profile']}`: {BUILT.get(model, model)}. {parameters:,} "
-        f"parameters, {2 * parameters / 1e6:.1f} MB in half precision; {macs:,.0f} million multiply-accumulates for a "
-        f"cell at {pixels} × {pixels} pixels{halved}. It trained on {data['train']:,} images{copies} for "
-        f"{train['epochs']} epochs{after}."
+        f"The run `{run['experiment']}` of the profile `{run['profile']}`: {BUILT.get(model['name'], model['name'])}. "
+        f"{parameters:,} parameters, {2 * parameters / 1e6:.1f} MB in half precision; {macs:,.0f} million "
+        f"multiply-accumulates for {part}, seen as {pixels} × {pixels}{halved}. It trained on {data['train']:,} "
+        f"images{copies} for {train['epochs']} epochs{after}."
     )
     if not data["validation"]:
         told += (

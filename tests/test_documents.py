@@ -258,7 +258,8 @@ def test_the_model_card_tells_of_the_network_that_is_published(studies):
     assert f"The run `{record['experiment']}` of the profile `{record['profile']}`" in told
     assert f"{record['model']['parameters']:,} parameters" in told
     pixels = record["config"]["pixels"]
-    assert f"{record['model']['macs'] / 1e6:,.0f} million multiply-accumulates for a cell at {pixels} ×" in told
+    assert f"{record['model']['macs'] / 1e6:,.0f} million multiply-accumulates for the central" in told
+    assert f"{record['config']['crop']} pixels of a photograph, seen as {pixels} × {pixels}, then halved." in told
 
 
 def test_the_model_card_tells_how_the_published_recipe_does(tmp_path):
