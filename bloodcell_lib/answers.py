@@ -233,12 +233,12 @@ def reading(result: Analysis) -> str:
     plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
     goal, both, untouched = result["goals"]["together"], undone["sites"]["all"], plain["sites"]["all"]["accuracy"]
     change = undone["difference"]
-    span = _span(change["low"], change["high"], 2)
+    span, least = _span(change["low"], change["high"], 2), "at least" if both["share"] >= goal else "less than"
     return (
-        f"{sites(result, 'undone')} That is {'at least' if both['share'] >= goal else 'less than'} {100 * goal:g} in a "
-        f"hundred. With nothing undone, {kept(result, 'plain')} sites keep as much (here all changes are to the whole "
-        f"photograph), and with all together {100 * untouched:.1f} % are right. Unchanged pictures: "
-        f"{_signed(change['points'], 2)} points ({span}; {_seeds(undone)})."
+        f"{sites(result, 'undone')} That keeps {least} {100 * goal:g} in a hundred. With nothing undone, "
+        f"{kept(result, 'plain')} sites keep as much (here all changes are to the whole photograph), and with all "
+        f"together {100 * untouched:.1f} % are right. Unchanged pictures: {_signed(change['points'], 2)} points "
+        f"({span}; {_seeds(undone)})."
     )
 
 

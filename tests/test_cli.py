@@ -221,7 +221,7 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("publish --experiment best", "--experiment says whose weights: give it with --weights"),
         (
             "publish --weights",
-            "No run in .*travelled_final.seed0: make it with `bloodcell train travelled_final --profile cpu`",
+            "No run in .*.seed0: make it with `bloodcell train patient_travelled_final --profile cpu`",
         ),
         ("publish --weights --experiment finale", "Unknown experiment 'finale'"),
         ("publish --weights --profile demo", "The demo gives no results"),

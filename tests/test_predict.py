@@ -19,7 +19,7 @@ import torch
 from odd_images import BAD
 from PIL import Image
 
-from bloodcell_lib import decode, export, paths, predict, reader, synthetic
+from bloodcell_lib import decode, export, paths, plans, predict, reader, synthetic
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.predict import BATCH, Network, Prediction
@@ -375,7 +375,9 @@ def test_each_test_image_of_the_course_has_one_published_label():
 def test_the_published_weights_are_those_of_a_published_run():
     record, _ = predict.load_set(paths.ROOT / "bloodcell_lib" / "weights")
     run = paths.RESULTS / record["profile"] / record["experiment"] / f"seed{record['seed']}" / "record.json"
-    assert {**json.loads(run.read_text()), "weights": record["weights"]} == record
+    fitted = export.temperatures(paths.RESULTS / record["profile"], plans.measured(record["experiment"]))
+    assert fitted.keys() == {"plain", "tta"}
+    assert {**json.loads(run.read_text()), "weights": record["weights"], "temperatures": fitted} == record
     assert record["data"]["course"] and record["data"]["train"] == 3200
 
 
