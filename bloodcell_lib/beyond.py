@@ -62,11 +62,6 @@ def spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def in_view() -> str:
-    """The recipes that were made when those before them had been compared on all folds."""
-    return join([spoken(name) for name in IN_VIEW])
-
-
 def further(study: Study) -> str:
     """What the recipes after the best one change, as the table of recipes has them; "" where none is recorded."""
     found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]

@@ -382,7 +382,7 @@ def publish(
     ] = "",
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
-    from bloodcell_lib import plans, records, tasks
+    from bloodcell_lib import paths, plans, records, tasks
 
     budget = plans.profile(profile)
     if budget.disposable:
@@ -391,16 +391,18 @@ def publish(
         raise BloodcellError("--experiment says whose weights: give it with --weights; records are published all.")
     if weights:
         from bloodcell_lib import export
+        from bloodcell_lib.predict import load_set
 
         experiment = experiment or f"{plans.CHOSEN}_final"
         run = tasks.Task(plans.experiment(experiment).name, 0, budget.name).folder
         if not run.exists():
             raise BloodcellError(f"No run in {run}: make it with `bloodcell train {experiment} --profile {profile}`.")
         new = export.export(run)
-        if not export.temperatures(run.parents[1], recipe := plans.measured(experiment)):
+        if not load_set(paths.WEIGHTS)[0]["temperatures"]:
             print(
                 "bloodcell: Probabilities are as trained: `bloodcell trust --only trust "
-                f"--experiment {recipe} --profile {profile}` finds their temperature; then publish again.",
+                f"--experiment {plans.measured(experiment)} --profile {profile}` finds their temperature; "
+                "then publish again.",
                 file=sys.stderr,
             )
     else:

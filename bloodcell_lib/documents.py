@@ -5,7 +5,6 @@ A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever i
 
 from __future__ import annotations
 
-import itertools
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import OURS, PROFILES, RECIPES, measured
+from bloodcell_lib.plans import IN_VIEW, OURS, PROFILES, RECIPES, measured
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -158,7 +157,7 @@ def results(study: Study) -> str:
         "site that changes all at once; reader and travelled recipes practised such changes, and no real other site "
         "was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an image where these "
         "are several. Split: ± over three seeds, else of one. Over best: on the other four folds, which were in view "
-        f"when {beyond.in_view()} were made."
+        f"when {join([beyond.spoken(name) for name in IN_VIEW])} were made."
     )
     parts = [
         _paragraph(*told),
@@ -190,8 +189,9 @@ APART = {
 def apart(study: Study) -> str:
     """Recipes without one of their parts, a table each; "" before such rows are recorded."""
     found = {told: tables.apart(study, group) for group, told in APART.items()}
-    parts = [[_paragraph(told), markdown_table(table)] for told, table in found.items() if len(table.rows) > 1]
-    return "\n\n".join(itertools.chain.from_iterable(parts))
+    return "\n\n".join(
+        f"{_paragraph(told)}\n\n{markdown_table(table)}" for told, table in found.items() if len(table.rows) > 1
+    )
 
 
 def accuracy(study: Study, name: str = "main") -> str:
@@ -291,29 +291,24 @@ def network(study: Study) -> str:
     )
     if not data["validation"]:
         told += (
-            f" No image is left to measure it on: the numbers below are those of `{published()}`, the same recipe on "
-            "four fifths of them."
+            " No image is left to measure it on: the numbers below are those of "
+            f"`{measured(run['experiment'])}`, the same recipe on four fifths of them."
         )
     return _paragraph(told)
-
-
-def published() -> str:
-    """The experiment that tells how the published network does: its own, or its recipe's where it held nothing out."""
-    run, _ = load_set(WEIGHTS)
-    return measured(run["experiment"])
 
 
 def evaluation(study: Study) -> str:
     """The accuracy of the published recipe, its classes one by one, its mistakes and its probabilities."""
     if not study.records:
         return NOTHING
-    name = published()
+    run, _ = load_set(WEIGHTS)
+    name = measured(run["experiment"])
     told = [accuracy(study, name), sentences.source(study), reached.best_epoch(study, name)]
     told += [reached.cross_validation(study, name)]
     told += [other_budget(study)] if name == "main" else [reached.unseen(study, name)]
     below = [reached.classes(study, name), reached.mistakes(study, name), confidence(study, name)]
     found = analysis.of_experiment(study.analyses, name)
-    if "trust" in found and load_set(WEIGHTS)[0].get("temperatures"):
+    if "trust" in found and run.get("temperatures"):
         below.append(f"So `predict` gives them at a temperature. {answers.answer('calibration', found)}")
     undone = [answers.answer(key, found) for key in ("reader", "reading")] if "reading" in found else []
     below += undone or [elsewhere(study, name)]

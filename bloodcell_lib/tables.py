@@ -148,15 +148,15 @@ def apart(study: Study, group: str) -> Table:
     of `group` were shown them."""
     base = BASES[group]
     recorded = [name for name in (base, *variants(base, group)) if study.row(name)]
-    rows, sites = [], [_undone(study, name) for name in recorded]
-    shown = any(kept != (DASH, DASH) for kept in sites[1:])
-    for name, kept in zip(recorded, sites):
+    rows = []
+    for name in recorded:
         row = study.row(name)
         gain = _difference(row) if name != base else ""
-        rows.append((row["title"], _epochs(study, name), _accuracy(row), gain, *(kept if shown else ())))
-    head = ("Recipe", "Epochs", "Split", f"To {base}", *(("Sites", "All") if shown else ()))
-    units = ("", "", r"(\%)", "(points)", *(("kept", r"(\%)") if shown else ()))
-    return Table("l" + "r" * (len(head) - 1), head, rows, units)
+        rows.append((row["title"], _epochs(study, name), _accuracy(row), gain, *_undone(study, name)))
+    width = 6 if any(row[4:] != (DASH, DASH) for row in rows[1:]) else 4
+    head = ("Recipe", "Epochs", "Split", f"To {base}", "Sites", "All")
+    units = ("", "", r"(\%)", "(points)", "kept", r"(\%)")
+    return Table("lrrrrr"[:width], head[:width], [row[:width] for row in rows], units[:width])
 
 
 def _gain(ours: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> str:

@@ -170,4 +170,4 @@ def _apart(title: str, row: dict, sign: int) -> str:
     low, high = sorted((sign * row["low"], sign * row["high"]))
     seeds = row["common_seeds"]
     who = plural(seeds, "seed") if seeds >= JUDGED else "one seed, which judges nothing"
-    return rf"{title} ({number(sign * row['difference'], 2)} points, {number(low, 2)} to {number(high, 2)}, {who})"
+    return f"{title} ({number(sign * row['difference'], 2)} points, {number(low, 2)} to {number(high, 2)}, {who})"
