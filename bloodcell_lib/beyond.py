@@ -107,7 +107,11 @@ def _patient(info: dict) -> str:
 
 
 def _likewise(info: dict) -> str:
-    return f"the {info['config']['train']['after']} networks trained on likewise"
+    return f"the {spoken(info['config']['train']['after'])} networks trained on likewise"
+
+
+def _farther(info: dict) -> str:
+    return f"{_likewise(info)}, with {info['config']['train']['copies']} versions"
 
 
 # What each recipe after the best one changes in it.
@@ -118,6 +122,7 @@ CHANGED = {
     "travelled": _travelled,
     "patient": _patient,
     "patient_travelled": _likewise,
+    "well_travelled": _farther,
 }
 
 

@@ -166,7 +166,7 @@ def study(
         typer.Option(
             help="Names or groups: study, all, extra, cv, speed, unknown, lever, best, best_cv, confirmed, stage, "
             "ablation, magnified_cv, hardy_cv, seasoned_cv, travelled_cv, patient_cv, patient_travelled_cv, "
-            "best_short, robustness, labels, part, cv_short, cv_pair, distilled, cv_clean."
+            "well_travelled_cv, best_short, robustness, labels, part, cv_short, cv_pair, distilled, cv_clean."
         ),
     ] = "",
     seeds: Annotated[

@@ -111,6 +111,8 @@ _HALF = {"precision": "bfloat16"}
 # All that time for our own photographs, at once.
 _PATIENT = _MOVED | {"train": TrainConfig(**_HALF), "length": 3.5}
 _ABROAD = _MOVED | {"train": TrainConfig(after="patient", warmup=1, copies=2, **_HALF), "length": 0.5}
+# What keeps most of it elsewhere is more of elsewhere: of each image twice as many versions, for as many pictures.
+_FAR = _MOVED | {"train": TrainConfig(after="patient_travelled", warmup=1, copies=4, **_HALF), "length": 0.3}
 _REMEDIES = {"stain": 0.4, "scale": (0.5, 2.5), "blur": 1.0}
 # What the reference gave its baselines: Adam at 1e-3, nothing else, 10 epochs.
 _REFERENCE = TrainConfig(optimiser="adam", schedule="constant", weight_decay=0.0, label_smoothing=0.0, clip=0.0)
@@ -261,6 +263,7 @@ EXTRA = _named(
     _less("halved", "not shrunk by the network", model=_BEST_NETWORK, size=_MAGNIFIED["size"]),
     # And then with what comes back from elsewhere.
     *_recipe("patient_travelled", "Patient recipe, travelled", **_ABROAD),
+    *_recipe("well_travelled", "Well-travelled recipe", **_FAR),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),
@@ -321,6 +324,7 @@ RECIPES = {
     "travelled": "the travelled recipe",
     "patient": "the patient recipe",
     "patient_travelled": "the patient recipe travelled",
+    "well_travelled": "the well-travelled recipe",
     "best_short": "the best recipe cut short",
 }
 OURS = tuple(name for name in RECIPES if name not in ("main", "best_short"))  # the latest last
@@ -331,7 +335,7 @@ FOLDS = {
     "best_short": ("best_short", *(f"short_fold{k}" for k in range(1, 5))),
 }
 # Made when the recipes before them had been compared on all folds.
-IN_VIEW = ("seasoned", "travelled", "patient", "patient_travelled")
+IN_VIEW = ("seasoned", "travelled", "patient", "patient_travelled", "well_travelled")
 CHOSEN = "patient_travelled"  # the one whose weights `predict` has, from a run on all images
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {

@@ -83,7 +83,9 @@ def test_the_study_has_its_sixteen_rows_in_order():
     best += [*(f"travelled_{name}" for name in ("in_half", "at_home", "unseasoned", "at_once"))]
     best += [*plans.FOLDS["patient"], "patient_final"]
     best += [f"patient_not_{lever}" for lever in ("longer", "magnified", "rotated", "scaled", "halved")]
-    best += [*plans.FOLDS["patient_travelled"], "patient_travelled_final", "best_short"]
+    for name in ("patient_travelled", "well_travelled"):
+        best += [*plans.FOLDS[name], f"{name}_final"]
+    best += ["best_short"]
     tried = ["group_norm", "stain_jitter", "grey_world", "white_point"]
     tried += ["white_and_stain", "all_remedies", "finer_labels"]
     parts = [name for name, row in EXPERIMENTS.items() if row.group == "part"]
@@ -216,6 +218,12 @@ def test_each_ablation_changes_only_its_own_setting():
         row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("_travelled", "")]
         assert differs(name, earlier.name) == {"after", "warmup", "copies"} and row.train.after == "patient"
         assert (row.crop, row.size, row.part) == (earlier.crop, earlier.size, earlier.part)
+    for name in (*plans.FOLDS["well_travelled"], "well_travelled_final"):
+        row, earlier = EXPERIMENTS[name], EXPERIMENTS[name.replace("well", "patient")]
+        assert differs(name, earlier.name) == {"after", "copies"} and row.train.after == "patient_travelled"
+        assert (row.crop, row.size, row.part) == (earlier.crop, earlier.size, earlier.part)
+        shown = [recipe.length * (1 + recipe.train.copies) for recipe in (row, earlier)]
+        assert shown[0] == pytest.approx(shown[1])
     for k in range(1, 5):
         for name in (f"cv_clean{k}", f"short_fold{k}", f"cv_pair0{k}"):
             assert differs(name, "best_short") == set() and EXPERIMENTS[name].length == base.length

@@ -364,14 +364,15 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     assert told.endswith("; a fifth of them had a say in its choice.") and "in turn" not in told
     assert "It was chosen on the split, the first fold" in reached.unseen(study, "best")
     latest = OURS[-1]
-    write_records(tmp_path, ["patient", *FOLDS[latest][1:]], seeds=(0,))
+    write_records(tmp_path, ["patient", *FOLDS[latest]], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
     runs = [study.runs(fold)[0].validation() for fold in FOLDS[latest]]
     share = np.mean([100 * (run.predicted == run.labels).mean() for run in runs])
     told = beyond.best_in_short(study)
     assert rf"names {share:.2f}\,\% of all 3,200" in told and told.endswith("; all had a say in its choice.")
-    stages = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("patient", latest)]
-    assert "and {} and {} epochs in turn".format(*stages) in told
+    chain = ("patient", "patient_travelled", latest)
+    stages = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in chain]
+    assert "and {}, {} and {} epochs in turn".format(*stages) in told
     assert "in view of what others reach on all folds, which flatters it" in reached.unseen(study, latest)
 
 
