@@ -230,12 +230,20 @@ def reader(result: Analysis) -> str:
 
 def reading(result: Analysis) -> str:
     """What is gained by undoing what is read of how a photograph was taken."""
-    plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
+    plain, folds = result["experiments"]["plain"], result.get("folds")
+    undone = (folds or result)["experiments"]["undone"]
     goal, both, untouched = result["goals"]["together"], undone["sites"]["all"], plain["sites"]["all"]["accuracy"]
+    everywhere = ""
+    if folds:
+        everywhere = (
+            f" Of all {folds['images']:,} images, each read and named by networks that had not seen it, "
+            f"{100 * both['accuracy']:.1f} % ({_interval(both)}) and, unchanged, "
+            f"{100 * undone['clean']['accuracy']:.2f} %."
+        )
     change = undone["difference"]
     span, least = _span(change["low"], change["high"], 2), "at least" if both["share"] >= goal else "less than"
     return (
-        f"{sites(result, 'undone')} That keeps {least} {100 * goal:g} in a hundred. With nothing undone, "
+        f"{sites(result, 'undone')}{everywhere} That keeps {least} {100 * goal:g} in a hundred. With nothing undone, "
         f"{kept(result, 'plain')} sites keep as much (here all changes are to the whole photograph), and with all "
         f"together {100 * untouched:.1f} % are right. Unchanged pictures: {_signed(change['points'], 2)} points "
         f"({span}; {_seeds(undone)})."

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, documents, limits, reader, reading, style, views
+from bloodcell_lib import analysis, answers, documents, limits, plans, reader, reading, style, views
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.microscope import READ
 from bloodcell_lib.reader import Lesson
@@ -19,7 +18,8 @@ from bloodcell_lib.travel import SITES, Site
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    with small_runs.trained(tmp_path_factory.mktemp("reading"), [("best", 0), ("best", 1)]) as subject:
+    runs = [(name, 0) for name in plans.FOLDS["best"]]
+    with small_runs.trained(tmp_path_factory.mktemp("reading"), [*runs, ("best", 1)]) as subject:
         yield replace(subject, experiment="best")
 
 
@@ -49,14 +49,26 @@ def test_both_kinds_are_judged_at_every_site(result):
     assert result["learnt"] == {"images": reading.DEMO_IMAGES, "parameters": result["learnt"]["parameters"]}
 
 
+def test_all_images_are_judged_by_networks_that_had_not_seen_them(subject, result):
+    assert result["folds"]["images"] == len(subject.cells)
+    for kind, row in result["folds"]["experiments"].items():
+        assert (row["seeds"], list(row["sites"])) == (1, ["all"])
+        split, held_out = result["experiments"][kind]["clean"], len(subject.held_out(subject.records[0]))
+        others = row["clean"]["accuracy"] * len(subject.cells) - split["by_seed"][0] * held_out
+        assert others == pytest.approx(round(others)) and 0 <= others <= len(subject.cells) - held_out
+    told = answers.answer("reading", {"reading": {"result": result}})
+    assert f"Of all {len(subject.cells)} images" in told
+    alone = answers.answer("reading", {"reading": {"result": result | {"folds": None}}})
+    assert "Of all" not in alone and alone.startswith(told[: told.index(" Of all")])
+
+
 def test_unchanged_and_plain_is_what_the_run_saw(subject, eye):
     held_out = subject.held_out(subject.records[0])
-    views, readings = reading.seen(subject.photographs(held_out), Site("same"), eye, 32, 200)
-    assert readings.shape == (len(held_out), len(READ))
+    views = reading.seen(subject.photographs(held_out), Site("same"), eye, 32, 200)
     off = (views["plain"].float() - held_out.images.float()).abs().mean()
     assert off < 4, "the same photographs, resized in two steps more"
     again = reading.seen(subject.photographs(held_out), Site("same"), eye, 32, 200)
-    assert torch.equal(views["undone"], again[0]["undone"]) and np.array_equal(readings, again[1])
+    assert torch.equal(views["undone"], again["undone"])
 
 
 def test_the_reader_never_saw_what_is_judged(subject, eye):
@@ -87,3 +99,8 @@ def test_a_run_that_held_nothing_or_something_else_out_is_refused(subject, monke
     monkeypatch.setitem(record.info["config"], "part", "fold1")
     with pytest.raises(BloodcellError, match="held other images out: move it away"):
         reading.analyse(subject)
+
+
+def test_without_the_other_folds_only_the_split_is_judged(subject, monkeypatch):
+    monkeypatch.setattr(type(subject), "folds", lambda self: [(self.records[0], None)])
+    assert reading.everywhere(subject) is None
