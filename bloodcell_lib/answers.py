@@ -160,11 +160,12 @@ def travel(result: Analysis) -> str:
     named = [_rival(name, rivals[name]) for name in order[:NAMED]]
     worst = _poor(result, result["experiment"])[:WORST]
     if better := [words for site in worst if (words := _better(result, site))]:
-        told += f" Better there: {', '.join(better)}."
+        told += f" Higher there: {', '.join(better)}."
     rows = result["experiments"].values()
     enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
+    first = f"Best of {len(rivals)} beside it" if len(rivals) > NAMED else "Beside it"
     return (
-        f"{told} Best of {len(rivals)} beside it: {'; '.join(named)}. {enough or 'None'} of all {len(rows)} "
+        f"{told} {first}: {'; '.join(named)}. {enough or 'None'} of all {len(rows)} "
         f"keep{'s' * (enough < 2)} {100 * result['goals']['together']:g} in a hundred."
     )
 
@@ -230,8 +231,8 @@ def reader(result: Analysis) -> str:
 
 def reading(result: Analysis) -> str:
     """What is gained by undoing what is read of how a photograph was taken."""
-    plain, folds = result["experiments"]["plain"], result.get("folds")
-    undone = (folds or result)["experiments"]["undone"]
+    folds = result.get("folds")
+    plain, undone = ((folds or result)["experiments"][kind] for kind in ("plain", "undone"))
     goal, both, untouched = result["goals"]["together"], undone["sites"]["all"], plain["sites"]["all"]["accuracy"]
     everywhere = ""
     if folds:
@@ -244,9 +245,9 @@ def reading(result: Analysis) -> str:
     span, least = _span(change["low"], change["high"], 2), "at least" if both["share"] >= goal else "less than"
     return (
         f"{sites(result, 'undone')}{everywhere} That keeps {least} {100 * goal:g} in a hundred. With nothing undone, "
-        f"{kept(result, 'plain')} sites keep as much (here all changes are to the whole photograph), and with all "
-        f"together {100 * untouched:.1f} % are right. Unchanged pictures: {_signed(change['points'], 2)} points "
-        f"({span}; {_seeds(undone)})."
+        f"as much is kept at {kept(result, 'plain')} of the sites (here all changes are to the whole photograph), and "
+        f"with all together {100 * untouched:.1f} % are right. Unchanged pictures: "
+        f"{_signed(change['points'], 2)} points ({span}; {_seeds(undone)})."
     )
 
 

@@ -170,7 +170,7 @@ PIPELINES = {"torchvision": bench_loaders.torchvision_batches, "timm": bench_loa
 
 
 def pipeline_work(pipeline: str, folder: Path, pixels: int, workers: int, switches: Switches, device: str) -> Work:
-    """One epoch of a plain training loop over another pipeline: loss and hits are summed up, as ours does."""
+    """One epoch of a plain training loop over another pipeline, without the sums that ours keeps."""
     where = torch.device(device)
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork", force=True)  # how a script's loader starts its workers on Linux

@@ -77,6 +77,12 @@ def last_row(study: Study) -> str:
     return f"Its last row averages {join([spoken(name) for name in found])}."
 
 
+def in_view(study: Study) -> str:
+    """Which recipes were made when those before them had been compared on all folds; "" where none is recorded."""
+    found = [spoken(name) for name in IN_VIEW if study.runs(name)]
+    return f", which were in view when {join(found)} {'was' if len(found) == 1 else 'were'} made" if found else ""
+
+
 def _magnified(info: dict) -> str:
     size, crop = info["config"]["pixels"], info["config"]["crop"]
     return rf"the central {crop} pixels as {size} $\times$ {size}"
@@ -186,7 +192,7 @@ def doubts(study: Study) -> str:
     both = len({row["name"] for row in main["suspects"]} & {row["name"] for row in best["suspects"]})
     few = plural(best["suspected"], "label")
     told = f"The best recipe's networks suspect {few}, the main recipe's {main['suspected']}, with {both} in common"
-    if 2 * both < main["suspected"]:
+    if 2 * both < main["suspected"] == len(main["suspects"]):
         told += ": most of what looks like a wrong label is a network's own mistake"
     return f"{told}."
 

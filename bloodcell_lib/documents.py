@@ -31,7 +31,7 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import IN_VIEW, OURS, PROFILES, RECIPES, measured
+from bloodcell_lib.plans import OURS, PROFILES, RECIPES, measured
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -156,8 +156,8 @@ def results(study: Study) -> str:
         "on unchanged pictures, once what the reader reads of each photograph is undone. All: its accuracy at the "
         "site that changes all at once; reader and travelled recipes practised such changes, and no real other site "
         "was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an image where these "
-        "are several. Split: ± over three seeds, else of one. Over best: on the other four folds, which were in view "
-        f"when {join([beyond.spoken(name) for name in IN_VIEW])} were made."
+        "are several. Split: ± over seeds, else of one, in the precision of training. Over best: on the other four "
+        f"folds{beyond.in_view(study)}."
     )
     parts = [
         _paragraph(*told),

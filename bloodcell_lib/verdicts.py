@@ -158,16 +158,21 @@ def rivals(study: Study) -> str:
     rows = {title: study.row(f"{name}_full") for name, title in BASELINES.items()}
     if not all(row and row["common_seeds"] for row in rows.values()):
         return ""
+    judged = {title: row for title, row in rows.items() if row["common_seeds"] >= JUDGED}
     told = {
-        "ahead of it": [_apart(title, row, 1) for title, row in rows.items() if row["low"] > 0],
-        "behind it": [_apart(title, row, -1) for title, row in rows.items() if row["high"] < 0],
+        "ahead of it": [_apart(title, row, 1) for title, row in judged.items() if row["low"] > 0],
+        "behind it": [_apart(title, row, -1) for title, row in judged.items() if row["high"] < 0],
     }
     found = [f"{join(named)} {'is' if len(named) == 1 else 'are'} {where}" for where, named in told.items() if named]
-    return f"Of the baselines by the same recipe, {', and '.join(found) or 'none differs from it in accuracy'}."
+    screened = [f"{title} {signed(row['difference'])}" for title, row in rows.items() if title not in judged]
+    if judged:
+        found[:] = [", and ".join(found) or "none differs from it in accuracy"]
+    if screened:
+        found.append(f"with one seed, which judges nothing, {join(screened)} points")
+    return f"Of the baselines by the same recipe, {'; '.join(found)}."
 
 
 def _apart(title: str, row: dict, sign: int) -> str:
     low, high = sorted((sign * row["low"], sign * row["high"]))
-    seeds = row["common_seeds"]
-    who = plural(seeds, "seed") if seeds >= JUDGED else "one seed, which judges nothing"
-    return f"{title} ({number(sign * row['difference'], 2)} points, {number(low, 2)} to {number(high, 2)}, {who})"
+    seeds = plural(row["common_seeds"], "seed")
+    return f"{title} ({number(sign * row['difference'], 2)} points, {number(low, 2)} to {number(high, 2)}, {seeds})"

@@ -107,10 +107,22 @@ def test_too_few_images_for_a_level_give_whole_sets():
     assert sets.all()
 
 
-def test_intervals_hold_the_value(drawn):
+@pytest.mark.parametrize("measure", [calibration.brier, calibration.ece])
+def test_intervals_hold_the_value(drawn, measure):
     labels, probabilities, _ = (values[:2000] for values in drawn)
-    low, high = calibration.interval(calibration.brier, labels, probabilities, resamples=200)
-    assert low < calibration.brier(labels, probabilities) < high < low + 0.1
+    low, high = calibration.interval(measure, labels, probabilities, resamples=200)
+    assert low < measure(labels, probabilities) < high < low + 0.1
+
+
+def test_an_interval_holds_a_calibration_error_that_chance_makes():
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.9, 1, 2000)
+    probabilities = np.tile(((1 - sure) / 7)[:, None], 8)
+    probabilities[:, 0] = sure
+    labels = np.where(rng.random(2000) < sure, 0, 1)
+    found = calibration.ece(labels, probabilities)
+    low, high = calibration.interval(calibration.ece, labels, probabilities, resamples=200)
+    assert 0 <= low < found < high < 0.03
 
 
 def test_bad_input_is_told():

@@ -490,9 +490,14 @@ def test_rivals_are_named_once_all_baselines_have_run():
     rows["resnet18_full"] = difference(4, 2, 6)
     ahead = "ResNet-18 (4.00 points, 2.00 to 6.00, 3 seeds)"
     assert verdicts.rivals(with_rows(**rows)) == f"{first}{ahead} is ahead of it."
-    rows["simple_cnn_full"] = difference(-3, -4, -2, 1)
-    behind = "SimpleCNN (3.00 points, 2.00 to 4.00, one seed, which judges nothing)"
+    rows["simple_cnn_full"] = difference(-3, -4, -2)
+    behind = "SimpleCNN (3.00 points, 2.00 to 4.00, 3 seeds)"
     assert verdicts.rivals(with_rows(**rows)) == f"{first}{ahead} is ahead of it, and {behind} is behind it."
+    rows["simple_cnn_full"] = difference(-3, -4, -2, 1)
+    screened = "with one seed, which judges nothing, SimpleCNN $-$3.00 points"
+    assert verdicts.rivals(with_rows(**rows)) == f"{first}{ahead} is ahead of it; {screened}."
+    alone = {name: difference(-3, -4, -2, 1) for name in rows}
+    assert verdicts.rivals(with_rows(**alone)).startswith(f"{first}with one seed, which judges nothing, ")
     del rows["simple_cnn_full"]
     assert verdicts.rivals(with_rows(**rows)) == ""
 
