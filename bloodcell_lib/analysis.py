@@ -63,8 +63,13 @@ class Subject:
 
     def peers(self, experiment: str, keys: tuple[str, ...] = ("part", "pixels", "crop")) -> list[Record]:
         """Those of `of` that held the same images out as `records` and saw the same of them, as these keys tell."""
-        own = self.records[0].info["config"]
-        return [record for record in self.of(experiment) if all(record.info["config"][key] == own[key] for key in keys)]
+        own = self.records[0].info
+
+        def alike(info: dict[str, Any]) -> bool:
+            divided = info["data"]["split_sha256"] == own["data"]["split_sha256"]
+            return divided and all(info["config"][key] == own["config"][key] for key in keys)
+
+        return [record for record in self.of(experiment) if alike(record.info)]
 
     def network(self, record: Record) -> nn.Module:
         """The trained network of a run, on the device, ready to predict: uint8 / 255 in, logits out."""
@@ -87,8 +92,8 @@ class Subject:
         if self.folder is None:
             raise BloodcellError("Whole photographs are wanted here: give the folder that holds train/.")
         whole = views.load_images(self.profile, self.folder, True, progress=False, view=(pixels, None))
-        at = {name: i for i, name in enumerate(whole.names)}
-        return whole.subset(at[name] for name in held_out.names)
+        at = {key: i for i, key in enumerate(zip(whole.labels.tolist(), whole.names))}  # classes may share names
+        return whole.subset(at[key] for key in zip(held_out.labels.tolist(), held_out.names))
 
     def fold_runs(self) -> list[Record]:
         """The five folds with the lowest seed that has all of them, else the first run of `experiment` by itself."""

@@ -2,7 +2,7 @@
 
 labels int (n,) in 0..7; probabilities float (n, 8), rows sum to 1. `parts` int (n,) says which part of the images each
 belongs to, such as its fold: whatever is fitted for a part is fitted on the other parts alone, so that no image helps
-to judge itself.
+to judge itself. A threshold that is fitted on tempered probabilities has a trace of it: their one number per part.
 """
 
 from __future__ import annotations

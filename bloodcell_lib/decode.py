@@ -49,11 +49,16 @@ def read(path: Path, crop: int | None = None) -> Image.Image:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file, and one for a bomb
         raise OSError(str(error) or type(error).__name__) from error
-    if crop is not None:
-        side = min(crop, *image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return image
+    return central(image, crop)
+
+
+def central(image: Image.Image, crop: int | None) -> Image.Image:
+    """The central square of `crop` pixels a side, or as large as the picture has it; the whole for None."""
+    if crop is None:
+        return image
+    side = min(crop, *image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def to_pixels(path: Path, pixels: int, crop: int | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bloodcell_lib import gradcam, plans, sanity, synthetic
+from bloodcell_lib import decode, gradcam, plans, sanity, synthetic
 from bloodcell_lib.analysis import Subject, logits, sample
 from bloodcell_lib.cells import CELL_TYPES, TITLES
 from bloodcell_lib.evaluate import wilson
@@ -33,17 +33,14 @@ def analyse(subject: Subject) -> dict[str, Any]:
     images, shared out among the networks, so that more networks cost no more.
     """
     demo = plans.profile(subject.profile).disposable
-    judges = subject.judges()
+    judges = subject.folds()  # seeds would see the same images again, which are no further ones
     count, steps = (DEMO_CURVES, DEMO_STEPS) if demo else (CURVES, STEPS)
     where, order, forgotten, shown = [], [], [], None
-    seen, masks, part = None, None, None
     for k, (record, held_out) in enumerate(judges):
         network = subject.network(record)
         shown = shown or show(network, record.info["config"]["pixels"], record.info["config"]["crop"])
-        if held_out.names != seen:  # seeds share one set, folds have their own
-            seen = held_out.names
-            part = held_out.subset(sample(held_out.labels.numpy(), DEMO_IMAGES if demo else None))
-            masks = segment(part.images)
+        part = held_out.subset(sample(held_out.labels.numpy(), DEMO_IMAGES if demo else None))
+        masks = segment(part.images)
         said = logits(network, part.images).argmax(1)
         coarse = gradcam.coarse_maps(network, part.images, said)
         where.append(locate(coarse, masks) | {"label": part.labels.numpy()})
@@ -69,11 +66,7 @@ def drawn(pixels: int, crop: int | None, seed: int = 0) -> Tensor:
     images = []
     for cell in CELL_TYPES:
         picture = synthetic.draw(cell, np.random.default_rng((seed, cell.id)))
-        if crop is not None:
-            side = min(crop, *picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            picture = picture.crop((left, top, left + side, top + side))
-        picture = picture.resize((pixels, pixels), Image.Resampling.BILINEAR)
+        picture = decode.central(picture, crop).resize((pixels, pixels), Image.Resampling.BILINEAR)
         images.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     return torch.stack(images)
 

@@ -30,9 +30,8 @@ def analyse(subject: Subject) -> dict[str, Any]:
     """Accuracy of the experiment's networks at every site without and with it, and how exact the readings are.
 
     images: how many; sites: their titles; `experiments` holds `travel.judged` of both kinds, whose difference is of
-    unchanged pictures. exact: `exactness`. left: share of unchanged photographs of which nothing is changed. folds:
-    `everywhere`. A demo is bounded to `DEMO_IMAGES` of either. Raises BloodcellError where the subject has no folder of
-    photographs, or its run held none out.
+    unchanged pictures. exact: `exactness`. folds: `everywhere`. A demo is bounded to `DEMO_IMAGES` of either. Raises
+    BloodcellError where the subject has no folder of photographs, or its run held none out.
     """
     eye, train, held_out = _taught(subject, subject.records[0])
     right = hits(subject, subject.peers(subject.experiment), eye, held_out, SITES)
@@ -43,7 +42,6 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "goals": {"alone": travel.ALONE, "together": travel.TOGETHER},
         "experiments": _judged(right),
         "exact": exactness(eye, held_out),
-        "left": untouched(eye, held_out),
         "learnt": {"images": len(train), "parameters": sum(p.numel() for p in eye.parameters())},
         "folds": everywhere(subject),
     }
@@ -86,12 +84,6 @@ def hits(
             said = [logits(network, shown[kind]).argmax(1) for network in networks]
             right[kind][key] = np.stack([(one == held_out.labels).numpy() for one in said])
     return right
-
-
-def untouched(eye: Reader, photographs: CellImages) -> float:
-    """Share of unchanged photographs that are left as they are."""
-    readings = [reader.pictured(eye, part)[1] for part in photographs.images.split(PART)]
-    return float((np.concatenate(readings) == 0).all(1).mean())
 
 
 def _judged(right: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:

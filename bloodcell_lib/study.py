@@ -30,6 +30,7 @@ from rich.table import Table
 
 from bloodcell_lib import earlier, experiments, plans, views
 from bloodcell_lib.data import CellImages
+from bloodcell_lib.decode import usable_cores
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.tasks import Task
 
@@ -93,7 +94,7 @@ class Processes(Executor):
             self._idle.put(self._pool())
 
     def _pool(self) -> ProcessPoolExecutor:
-        threads = max(1, (os.cpu_count() or 1) // self.slots)
+        threads = max(1, usable_cores() // self.slots)
         return ProcessPoolExecutor(1, self._context, _begin, (threads, self._tie))
 
     def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
