@@ -49,7 +49,7 @@ class Subject:
         if not found:
             raise BloodcellError(
                 f"No run of {self.experiment} in {self.runs / self.profile}: make one with "
-                f"`bloodcell train {self.experiment} --profile {self.profile}`."
+                f"`bloodcell train {self.experiment.split('+')[0]} --profile {self.profile}`."
             )
         return found
 
@@ -117,7 +117,10 @@ class Subject:
 
 def load_network(record: Record) -> nn.Module:
     """The network of a run with its weights. Raises BloodcellError if they are not on this machine."""
-    network = models.build(ModelConfig(**record.info["config"]["model"]))
+    try:
+        network = models.build(ModelConfig(**record.info["config"]["model"]))
+    except TypeError as error:  # a field that is not known here
+        raise BloodcellError(f"{record.folder} was made by another version of the code: make it again.") from error
     try:
         network.load_state_dict(record.weights())
     except RuntimeError as error:  # torch's for those of another network

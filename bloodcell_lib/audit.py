@@ -62,7 +62,7 @@ def look(path: Path) -> Look:
         grey = decode.read(path).convert("L")  # first: it knows all that may be wrong with a file
         with Image.open(path, formats=decode.FORMATS) as image:
             width, height, mode = *image.size, image.mode
-    except (BloodcellError, OSError) as error:
+    except OSError as error:
         return Look(digest, bad=str(error))
     return Look(digest, width, height, mode, imagehash.phash(grey, hash_size=16).hash.ravel())
 

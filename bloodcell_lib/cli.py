@@ -122,21 +122,22 @@ def train(
     skip_bad: SkipBad = False,
 ) -> None:
     """Train one experiment and record it; what is recorded is not run again."""
-    from bloodcell_lib import experiments, tasks, views
+    from bloodcell_lib import experiments, machine, tasks, views
 
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "precision": precision}
     changes = tuple((name, value) for name, value in given.items() if value is not None)
     task = tasks.Task(experiment, seed, profile, changes=changes, device=device, resume=resume)
     task.plan()  # a wrong name or value is told before any image is read
     _check_device(device)
-    there = (task.folder / "record.json").exists()
+    begun = machine.now()
     folder = views.image_folder(data, profile)
     cells = views.load_images(profile, folder, skip_bad, view=task.view)
     print(f"{task.name}: {len(cells)} {cells.source}", flush=True)
     record = experiments.run(task, cells, lambda: experiments.whole(task, folder, skip_bad, progress=True))
     final, best = record.accuracy(), record.accuracy("best")
     said = "no validation images" if final is None else f"validation accuracy {final:.2%} (best epoch {best:.2%})"
-    print(f"{'recorded before' if there else 'recorded'}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")
+    before = " before" if record.info["started"] < begun else ""
+    print(f"recorded{before}: {said}, {record.info['wall_seconds']:.0f} s\n{record.folder}")
 
 
 def _check_device(name: str | None) -> None:
@@ -259,7 +260,8 @@ def evaluate(
     row, pooled = metrics.overview(chosen), metrics.pool(chosen)
     print(f"{experiment}, profile {profile}, {len(chosen)} run(s) on {chosen[0].info['data']['source']}")
     print(
-        f"accuracy {row['mean']:.2%} (95 % interval {row['low']:.2%} to {row['high']:.2%}), "
+        f"accuracy {row['mean']:.2%} (Wilson's 95 % interval, over images alone, {row['low']:.2%} to "
+        f"{row['high']:.2%}), "
         f"macro F1 {row['macro_f1']:.4f}"
     )
     print(metrics.per_class(pooled.labels, pooled.predicted).round(4).to_string())
@@ -293,9 +295,9 @@ def trust(
     from bloodcell_lib import analyses, analysis, plans, views
 
     device = _device(device)
+    row = plans.experiment(experiment.split("+")[0])  # what was changed by hand does not change what is seen
     folder = views.image_folder(data, profile)
-    row = plans.EXPERIMENTS.get(experiment.split("+")[0])  # what was changed by hand does not change what is seen
-    cells = views.load_images(profile, folder, skip_bad, view=row and plans.profile(profile).view(row))
+    cells = views.load_images(profile, folder, skip_bad, view=plans.profile(profile).view(row))
     subject = analysis.Subject(plans.profile(profile).name, cells, experiment, device, folder=folder)
     for path in analyses.make(subject, [name.strip() for name in only.split(",") if name.strip()] or analyses.NAMES):
         print(f"{path.stem:<12} {path}", flush=True)
@@ -382,7 +384,7 @@ def publish(
     ] = "",
 ) -> None:
     """Copy this machine's records, without weights, to report/results; or, with --weights, what `predict` reads."""
-    from bloodcell_lib import paths, plans, records, tasks
+    from bloodcell_lib import paths, plans, shelf, tasks
 
     budget = plans.profile(profile)
     if budget.disposable:
@@ -406,13 +408,13 @@ def publish(
                 file=sys.stderr,
             )
     else:
-        new = records.publish(budget.name)
+        new = shelf.publish(budget.name)
     print("\n".join(map(str, new)) or "nothing new")
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Files, or folders with images straight inside.")],
+    images: Annotated[list[str], typer.Argument(help="Files, or folders with images straight inside.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="File to write, such as prediction_labels.json; default: print."),
@@ -433,7 +435,9 @@ def predict(
     from bloodcell_lib import paths
     from bloodcell_lib import predict as labels
 
-    files = labels.find(images)
+    if not all(images):
+        raise BloodcellError("An empty name is no file: is the variable that should hold it set?")
+    files = labels.find([Path(name) for name in images])
     network, eye = labels.Network(), labels.Eye() if normalise else None
     # The file is begun first: a folder that cannot be written is told before any work is done.
     with paths.write_whole(out) if out else contextlib.nullcontext() as target:
@@ -514,7 +518,8 @@ def data_fetch(
 
 def main() -> None:
     """The command's entry: runs it and turns what went wrong into one sentence and an exit code."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
+    if sys.stdout:  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     code, told = 0, ""
     try:
         code = app(standalone_mode=False) or 0

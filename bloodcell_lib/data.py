@@ -177,18 +177,19 @@ def load(
     Raises BloodcellError as `find` does, and for files that are no whole image unless `skip_bad` leaves them out; even
     then a class, or `test/`, must keep some.
     """
-    files = find(folder, part)
-    workers = workers or decode.usable_cores()
-    digests = list(decode.in_threads(sha256_of, [file.path for file in files], workers))
+    found, workers = find(folder, part), workers or decode.usable_cores()
+    files, digests, unread = digested(found, workers)
+    if not files:
+        report_bad(unread, len(found), folder, skip_bad)
     # Name, class and bytes make the key: a renamed folder finds its cache, a changed file does not.
     rows = [(file.path.name, file.label, digest) for file, digest in zip(files, digests)]
     key = hashlib.sha256(json.dumps([decode.VERSION, pixels, crop, rows]).encode()).hexdigest()[:24]
     home = (cache or paths.CACHE) / key
     index = cached(home, pixels) or fill_cache(home, files, digests, pixels, crop, workers, progress)
-    if index["bad"]:
-        report_bad(index["bad"], len(files), folder, skip_bad)
+    if bad := unread + index["bad"]:
+        report_bad(bad, len(found), folder, skip_bad)
         readable = set(index["labels"])
-        for file in files:
+        for file in found:
             if file.label not in readable:
                 raise BloodcellError(f"No image in {file.path.parent} can be read: every class needs some.")
     # Copy on write: torch wants writable memory, and nobody may change the cache.
@@ -266,17 +267,32 @@ def report_bad(bad: list[list[str]], total: int, folder: Path, skip: bool) -> No
     tqdm.write(f"Left out: {what}.")
 
 
+def digested(files: list[ImageFile], workers: int | None = None) -> tuple[list[ImageFile], list[str], list[list[str]]]:
+    """The files that are some, their sha256, and of the others, such as broken links, the path and why not. Raises
+    BloodcellError where the system cannot read what is there."""
+
+    def one(file: ImageFile) -> str | OSError:
+        try:
+            return sha256_of(file.path)
+        except OSError as error:
+            if error.errno is not None:
+                raise BloodcellError(f"Cannot read {file.path}: {error.strerror}.") from error
+            return error
+
+    found = list(zip(files, decode.in_threads(one, files, workers)))
+    read = [(file, digest) for file, digest in found if isinstance(digest, str)]
+    bad = [[str(file.path), str(why)] for file, why in found if isinstance(why, OSError)]
+    return [file for file, _ in read], [digest for _, digest in read], bad
+
+
 def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes. Raises BloodcellError for what cannot be read, such as a broken link."""
+    """Hexadecimal sha256 of a file's bytes. Raises OSError for what cannot be read, such as a broken link."""
     if not path.is_file():  # a pipe would never end
-        raise BloodcellError(f"{path} is no file, or a link to none: mend or remove it.")
+        raise OSError("no file, or a link to none")
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):  # a file may be larger than the memory
-                digest.update(block)
-    except OSError as error:
-        raise BloodcellError(f"Cannot read {path}: {error.strerror}.") from error
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):  # a file may be larger than the memory
+            digest.update(block)
     return digest.hexdigest()
 
 

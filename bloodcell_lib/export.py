@@ -66,10 +66,13 @@ def export(run: Path, folder: Path | None = None) -> list[Path]:
     """Writes the set from the run recorded in `run`, in place of the set in `folder` (default: the library's).
 
     Returns the files. Raises BloodcellError for a demo, a large network, missing or broken weights, missing packages,
-    and if ONNX Runtime and PyTorch do not agree on what was written.
+    a folder that holds anything else, and if ONNX Runtime and PyTorch do not agree on what was written.
     """
     folder = folder or paths.WEIGHTS
     check_packages()
+    ours = {f"{NAME}.safetensors", f"{NAME}.onnx", f"{NAME}.json", READER}
+    if folder.is_dir() and (other := sorted({path.name for path in folder.iterdir()} - ours)):
+        raise BloodcellError(f"{folder} holds what is not of the set, such as {other[0]}: give a folder for it alone.")
     record = load_record(run)
     refuse(record)
     model = load_run(record)

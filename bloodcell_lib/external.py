@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from bloodcell_lib import data, decode, microscope
-from bloodcell_lib.analysis import Subject, load_network, logits, record_analysis
+from bloodcell_lib.analysis import Subject, load_analyses, load_network, logits, of_experiment, record_analysis
 from bloodcell_lib.cells import CELL_TYPES, CLASS_MAP, NAMES, TITLES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -89,8 +89,8 @@ def load(
     """
     if not 0 < share <= 1:
         raise BloodcellError(f"--crop {share:g} is no share of an image: give more than 0 and at most 1.")
-    files = find(folder, mapping)
-    digests = list(decode.in_threads(data.sha256_of, [file.path for file in files]))
+    found = find(folder, mapping)
+    files, digests, unread = data.digested(found)
     trained = {digest for _, digest in data.manifest()["train"].values()}
     if seen := sum(digest in trained for digest in digests):
         raise BloodcellError(
@@ -106,9 +106,9 @@ def load(
             return error
 
     decoded = list(decode.in_threads(one, [file.path for file in files]))
-    bad = [[str(file.path), str(image)] for file, image in zip(files, decoded) if isinstance(image, OSError)]
-    if bad:
-        data.report_bad(bad, len(files), Path(folder), skip_bad)
+    broken = [[str(file.path), str(image)] for file, image in zip(files, decoded) if isinstance(image, OSError)]
+    if bad := unread + broken:
+        data.report_bad(bad, len(found), Path(folder), skip_bad)
     kept = [i for i, image in enumerate(decoded) if not isinstance(image, OSError)]
     return CellImages(
         torch.from_numpy(np.stack([decoded[i] for i in kept])).permute(0, 3, 1, 2),
@@ -132,7 +132,8 @@ def evaluate(
 
     share: of the shorter side, by default what training kept of the course's. normalise: whether what the published
     reader reads of each photograph is undone, which the result and the file's name then say. The file is the analysis
-    `external_<folder>` beside the runs, with `_<experiment>` for another one than main; a newer one takes its place.
+    `external_<folder>` beside the runs, with `_<experiment>` for another one than main; a newer one of the same images
+    takes its place, and one of others has their fingerprint in its name.
     Raises BloodcellError as `load` and `load_network` do.
     """
     config, first = records[0].info["config"], records[0]
@@ -143,6 +144,9 @@ def evaluate(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     subject = Subject(first.profile, cells, first.experiment, device, first.folder.parents[2])
     name = re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}") + "_normalised" * normalise
+    earlier = of_experiment(load_analyses(subject.runs / first.profile), first.experiment).get(name)
+    if earlier and earlier["data"]["fingerprint"] != cells.fingerprint:  # folders of two sites may be called the same
+        name += f"_{cells.fingerprint[:8]}"
     result: dict[str, Any] = {}
 
     def analyse(_: Subject) -> dict[str, Any]:

@@ -43,11 +43,15 @@ def data_folder() -> Path | None:
 
 @contextlib.contextmanager
 def write_whole(target: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `target`; when the block ends well it is flushed and renamed to `target`.
+    """Gives a temporary path beside `target`; when the block ends well it is flushed and renamed to `target`, or to
+    what that links to.
 
-    Raises BloodcellError if the disk is full or the folder cannot be written; then nothing is left behind.
+    Raises BloodcellError if the disk is full or the folder cannot be written, and for a device or a pipe, which is no
+    file to take the place of; then nothing is left behind.
     """
-    target = Path(target)
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        raise BloodcellError(f"{target} is a device or a pipe: give a file to write.")
+    target = Path(os.path.realpath(target) if os.path.islink(target) else target)
     temporary: Path | None = None
     try:
         with _told(target):

@@ -89,6 +89,7 @@ class Eye:
         file = (folder or paths.WEIGHTS) / READER
         try:
             self.session = session(file.read_bytes(), threads=1)
+            self.read([Image.new("RGB", (8, 8))])  # some other network would not
         except FileNotFoundError as error:
             raise BloodcellError(
                 f"No reader {file}: make it with `bloodcell reader --profile cpu --publish`, or do without --normalise."

@@ -37,10 +37,11 @@ def best_epoch(study: Study, name: str = "main") -> str:
     if not row:
         return "How much it flatters to report the best epoch, as the reference does, is not measured yet."
     best, final = 100 * row["best_epoch_mean"], 100 * row["mean"]
-    return (
-        rf"By its best epoch, which is what the reference reports, the model would read {number(best, 2)}\,\%, "
-        f"{number(best - final, 2)} points more than it has when training ends."
-    )
+    told = rf"By its best epoch, which is what the reference reports, the model would read {number(best, 2)}\,\%, "
+    more = number(best - final, 2)
+    if float(more) == 0:
+        return f"{told}as much as it has when training ends."
+    return f"{told}{more} points more than it has when training ends."
 
 
 def cross_validation(study: Study, name: str = "main") -> str:
@@ -67,17 +68,15 @@ def cross_validation(study: Study, name: str = "main") -> str:
 
 
 def unseen(study: Study, name: str) -> str:
-    """What a recipe of ours reaches on the folds that had no say in it; "" before these are recorded."""
+    """What a recipe of ours reaches on the four folds that are not the split; "" before these are recorded."""
     judged = compare.out_of_fold(study.folds(name)[1:])
     if judged.empty:
         return ""
     share, images, interval = rightly(judged)
-    chosen = (
-        "It was made in view of what others reach on all folds, which flatters it"
-        if name in IN_VIEW
-        else "It was chosen on the split, the first fold"
-    )
-    return f"{chosen}; on the others it names {share} of {images} rightly ({interval})."
+    reached = f"it names {share} of {images} rightly ({interval})"
+    if name in IN_VIEW:
+        return f"It was made in view of what others reach on all folds, which flatters it; on four of them {reached}."
+    return f"It was chosen on the split, the first fold; on the others {reached}."
 
 
 def foremost(study: Study) -> str | None:

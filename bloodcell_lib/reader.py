@@ -156,9 +156,9 @@ class Lesson:
         """The reader: the one that is kept, else a new one, which is kept."""
         if self.file.exists() and about(self.file).items() >= self.about.items():
             return load(self.file).to(self.device)
-        reader = learn(self.photographs.images, self.epochs, device=self.device)
-        state = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
-        with paths.write_whole(self.file) as temporary:
+        with paths.write_whole(self.file) as temporary:  # before it learns, so that what cannot be kept is told at once
+            reader = learn(self.photographs.images, self.epochs, device=self.device)
+            state = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
             safetensors.torch.save_file(state, temporary, {**self.about, "commit": machine.commit() or ""})
         return reader
 

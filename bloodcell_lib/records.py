@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from bloodcell_lib import paths
 from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.errors import BloodcellError
 
@@ -76,7 +74,8 @@ class Record:
             return safetensors.torch.load_file(path)
         except FileNotFoundError as error:
             raise BloodcellError(
-                f"No weights in {self.folder}: make the run on this machine, published ones have none."
+                f"No weights in {self.folder}: published records have none; one of this machine's is to be removed and "
+                "made again."
             ) from error
         except Exception as error:  # safetensors raises kinds of its own
             raise BloodcellError(f"{path} is damaged: remove its folder and run it again.") from error
@@ -98,8 +97,16 @@ def load_record(folder: Path) -> Record:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["format"] != FORMAT:
             raise BloodcellError(f"{path} has format {info['format']}: this version reads format {FORMAT}.")
-        for key in ("order", "config", "data", "model", "history"):
+        for key in ("model", "history"):
             info[key]
+        for part, keys in {
+            "data": ("source", "fingerprint", "validation"),
+            "config": ("pixels", "crop", "part"),
+        }.items():
+            for key in keys:
+                info[part][key]
+        if not all(isinstance(info[key], int) for key in ("order", "seed")):  # by which records are sorted
+            raise TypeError
         return Record(folder, info["experiment"], info["seed"], info["profile"], info)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BloodcellError(f"{path} is not a whole record: remove its folder and run it again.") from error
@@ -127,31 +134,3 @@ def stamp(records: list[Record]) -> str | None:
     """`stamp_of` for several runs: that of drawn cells if any run saw them."""
     words = {stamp_of(record.info["data"]["source"], record.profile) for record in records} - {None}
     return max(words, key=len, default=None)
-
-
-def publish(profile: str) -> list[Path]:
-    """Copies this machine's records of a profile, without weights, to `report/results`; those there stay as they are.
-
-    Analyses go along, and a newer one takes the place of an older. Returns what is new. Raises BloodcellError if there
-    is nothing to publish.
-    """
-    records = load_records(paths.RUNS / profile)
-    if not records:
-        raise BloodcellError(f"No records in {paths.RUNS / profile}: run the study there first.")
-    new = []
-    for record in records:
-        target = paths.RESULTS / profile / record.folder.relative_to(paths.RUNS / profile)
-        if target.exists():
-            continue
-        with paths.write_folder_whole(target) as folder:
-            for name in ("record.json", "validation.npz"):
-                if (record.folder / name).exists():
-                    shutil.copyfile(record.folder / name, folder / name)
-        new.append(target)
-    for path in sorted((paths.RUNS / profile / ANALYSES).glob("*.json")):
-        target = paths.RESULTS / profile / ANALYSES / path.name
-        if not target.exists() or target.read_bytes() != path.read_bytes():
-            with paths.write_whole(target) as temporary:
-                shutil.copyfile(path, temporary)
-            new.append(target)
-    return new

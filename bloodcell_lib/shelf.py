@@ -1,17 +1,19 @@
-"""Where records stand: the published ones, this machine's, or those in a folder that a reader names."""
+"""Where records stand: the published ones, this machine's, or those in a folder that a reader names; and publishing."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bloodcell_lib import paths, plans, views
+from bloodcell_lib.analysis import load_analyses
 from bloodcell_lib.data import SYNTHETIC, CellImages
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.records import Record, load_records
+from bloodcell_lib.records import ANALYSES, Record, load_records
 
 PUBLISHED, OWN = "published", "own"
 
@@ -124,3 +126,35 @@ def images_of(record: Record, given: str = "", skip_bad: bool = False) -> CellIm
     view = record.info["config"]["pixels"], record.info["config"]["crop"]
     cells = views.load_images(record.profile, folder, skip_bad, progress=False, view=view)
     return cells if cells.fingerprint == record.info["data"]["fingerprint"] else None
+
+
+def publish(profile: str) -> list[Path]:
+    """Copies this machine's records of a profile, without weights, to `report/results`; those there stay as they are.
+
+    Analyses go along, and a newer one takes the place of an older. Returns what is new. Raises BloodcellError if there
+    is nothing to publish, or something damaged.
+    """
+    records = load_records(paths.RUNS / profile)
+    if not records:
+        raise BloodcellError(f"No records in {paths.RUNS / profile}: run the study there first.")
+    new = []
+    for record in records:  # damage is told before anything is copied
+        if record.info["data"]["validation"]:
+            record.validation()
+    load_analyses(paths.RUNS / profile)
+    for record in records:
+        target = paths.RESULTS / profile / record.folder.relative_to(paths.RUNS / profile)
+        if target.exists():
+            continue
+        with paths.write_folder_whole(target) as folder:
+            for name in ("record.json", "validation.npz"):
+                if (record.folder / name).exists():
+                    shutil.copyfile(record.folder / name, folder / name)
+        new.append(target)
+    for path in sorted((paths.RUNS / profile / ANALYSES).glob("*.json")):
+        target = paths.RESULTS / profile / ANALYSES / path.name
+        if not target.exists() or target.read_bytes() != path.read_bytes():
+            with paths.write_whole(target) as temporary:
+                shutil.copyfile(path, temporary)
+            new.append(target)
+    return new

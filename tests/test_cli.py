@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -211,6 +212,8 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("study --seeds 0,-1", "--seeds 0,-1 is no list"),
         ("study --workers 0", "'--workers'"),
         ("evaluate --experiment nope", "Unknown experiment 'nope'"),
+        ("trust --experiment nope", "Unknown experiment 'nope'"),
+        ("predict ''", "An empty name is no file"),
         ("evaluate", "No record of main in .*: make one with `bloodcell train main --profile demo`"),
         (
             "evaluate --experiment main+epochs=1",
@@ -240,7 +243,7 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
     ],
 )
 def test_bad_words_are_one_sentence_and_write_nothing(shell: Shell, arguments: str, match: str) -> None:
-    shell(*arguments.split()).refused(match)
+    shell(*shlex.split(arguments)).refused(match)
     assert shell.written() == set()
 
 
@@ -300,7 +303,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "train" / "ig" / "two\nlines \x1b[31m.jpg").touch(),
         r"1 of 65 files .*two\\nlines \\x1b\[31m.jpg",
     ),
-    "broken link": (lambda f: (f / "train" / "ig" / "IG_0.jpg").symlink_to("gone"), "IG_0.jpg is no file"),
+    "broken link": (
+        lambda f: (f / "train" / "ig" / "IG_0.jpg").symlink_to("gone"),
+        r"1 of 65 files .* IG_0.jpg \(no file, or a link to none\)",
+    ),
 }
 
 

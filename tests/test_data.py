@@ -413,13 +413,18 @@ def test_odd_names_are_found_and_other_things_passed_over(course: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["broken link", "link to itself", "pipe"])
-def test_what_is_no_file_is_named_and_nobody_waits_for_it(course: Path, kind: str) -> None:
+def test_what_is_no_file_is_named_or_left_out_and_nobody_waits_for_it(course: Path, kind: str) -> None:
     path = course / "train" / "ig" / "odd.jpg"
     if kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to("odd.jpg" if kind == "link to itself" else "gone.jpg")
-    with pytest.raises(BloodcellError, match=r"odd.jpg is no file"):
+    with pytest.raises(BloodcellError, match=r"1 of 41 files .* odd.jpg \(no file, or a link to none\)"):
+        data.load(course, pixels=16)
+    assert len(data.load(course, pixels=16, skip_bad=True)) == 40
+    for other in (course / "train" / "ig").glob("X_*.jpg"):
+        other.unlink()
+    with pytest.raises(BloodcellError, match=r"No image in .*ig can be read"):
         data.load(course, pixels=16, skip_bad=True)
 
 

@@ -15,7 +15,7 @@ import torch
 from fake_records import write_records
 from safetensors.torch import load_file
 
-from bloodcell_lib import drawn_folder, experiments, models, paths, plans, records, views
+from bloodcell_lib import drawn_folder, experiments, models, paths, plans, shelf, views
 from bloodcell_lib.cells import CLASS_MAP, NAMES
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
@@ -599,7 +599,8 @@ def test_damaged_records_are_told(tmp_path):
     whole = path.read_text()
     info = json.loads(whole)
     short = {key: value for key, value in info.items() if key != "config"}
-    for damage in ("", whole[:300], "[]", "7", json.dumps(short), "\ud800"):
+    unordered, unread = json.dumps(info | {"order": None}), json.dumps(info | {"data": None})
+    for damage in ("", whole[:300], "[]", "7", json.dumps(short), unordered, unread, "\ud800"):
         path.write_bytes(damage.encode("utf-8", "surrogatepass"))
         with pytest.raises(BloodcellError, match=r"record\.json is not a whole record: remove its folder"):
             load_records(tmp_path)
@@ -641,10 +642,10 @@ def test_publishing_copies_without_weights_and_overwrites_nothing(tmp_path, monk
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     with pytest.raises(BloodcellError, match="No records in"):
-        records.publish("cpu")
+        shelf.publish("cpu")
     for folder in write_records(tmp_path / "runs" / "cpu", ["main", "final"], seeds=(0,), images=16):
         (folder / "weights.safetensors").write_bytes(b"weights")
-    new = records.publish("cpu")
+    new = shelf.publish("cpu")
     assert [path.relative_to(tmp_path / "results" / "cpu").as_posix() for path in new] == ["main/seed0", "final/seed0"]
     assert sorted(p.name for p in new[0].iterdir()) == ["record.json", "validation.npz"]
     assert [p.name for p in new[1].iterdir()] == ["record.json"]
@@ -652,5 +653,18 @@ def test_publishing_copies_without_weights_and_overwrites_nothing(tmp_path, monk
         assert (new[0] / name).read_bytes() == (tmp_path / "runs" / "cpu" / "main" / "seed0" / name).read_bytes()
     (new[0] / "record.json").write_text("as it was published")
     write_records(tmp_path / "runs" / "cpu", ["no_se"], seeds=(0,), images=16)
-    assert [path.parent.name for path in records.publish("cpu")] == ["no_se"]
+    assert [path.parent.name for path in shelf.publish("cpu")] == ["no_se"]
     assert (new[0] / "record.json").read_text() == "as it was published"
+
+
+@pytest.mark.parametrize("damaged", ["simple_cnn/seed0/validation.npz", "analyses/trust.json"])
+def test_what_is_damaged_is_not_published_and_neither_is_the_rest(tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    write_records(tmp_path / "runs" / "cpu", ["main", "simple_cnn"], seeds=(0,), images=16)
+    file = tmp_path / "runs" / "cpu" / damaged
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b'{"cut": ')
+    with pytest.raises(BloodcellError, match=f"{file.name} is (missing or damaged|not a whole analysis): remove"):
+        shelf.publish("cpu")
+    assert not (tmp_path / "results").exists()

@@ -8,7 +8,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, cli, explain, paths, records
+from bloodcell_lib import analysis, cli, explain, paths, shelf
 from bloodcell_lib.segment import Masks
 
 
@@ -96,4 +96,4 @@ def test_the_command_records_and_publishes(runs, monkeypatch, tmp_path):
     assert {"between_images", "head", "stage 4", "stem"} <= set(random)
     assert all(-1 <= row["mean"] <= 1 for name, row in random.items() if name != "images")
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    assert records.publish("demo") and (tmp_path / "demo" / "analyses" / "explain.json").exists()
+    assert shelf.publish("demo") and (tmp_path / "demo" / "analyses" / "explain.json").exists()

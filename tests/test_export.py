@@ -190,6 +190,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: os.truncate(run / "weights.safetensors", 1_000_000),
         "weights.safetensors is damaged",
     ),
+    "of other code": (changed("config", "model", "newer", to=1), "was made by another version of the code"),
     "no squeeze": (changed("config", "model", "squeeze_excite", to=False), "weights.safetensors is damaged"),
     "beyond half precision": (scaled, "holds weights that half precision cannot"),
 }
@@ -204,6 +205,14 @@ def test_what_cannot_be_published_is_refused(run: Path, tmp_path: Path, how: str
     assert os.listdir(tmp_path) == ["run"]
 
 
+def test_a_folder_that_holds_anything_else_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (home := tmp_path / "mine").mkdir()
+    (home / "notes.txt").write_text("a thesis")
+    with pytest.raises(BloodcellError, match=r"holds what is not of the set, such as notes.txt"):
+        export.export(run, home)
+    assert os.listdir(home) == ["notes.txt"]
+
+
 def test_a_missing_package_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
@@ -215,7 +224,7 @@ def test_a_missing_package_is_told(run: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_command_publishes_what_predict_reads(published: Path, weights: Path, drawn: Path, tmp_path: Path) -> None:
     home = tmp_path / "package" / "weights"
     home.mkdir(parents=True)
-    for name in (*FILES, "older.onnx"):  # a set before, which makes way
+    for name in FILES:  # a set before, which makes way
         (home / name).write_text("older")
 
     def bloodcell(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from bloodcell_lib import (
     plans,
     predict,
     reader,
-    records,
+    shelf,
     synthetic,
 )
 from bloodcell_lib.cells import NAMES
@@ -169,9 +169,8 @@ def test_a_folder_that_cannot_be_scored_is_told(subject, site, change, said):
 def test_bad_files_may_be_left_out(subject, site):
     (site / "platelet" / "b.jpg").write_bytes(b"\xff\xd8no")
     (site / "platelet" / "c.jpg").symlink_to(site / "nowhere")
-    with pytest.raises(BloodcellError, match="a link to none"):
-        command("--external", site, "--skip-bad")
-    (site / "platelet" / "c.jpg").unlink()
+    with pytest.raises(BloodcellError, match=r"2 of 14 files .* a link to none"):
+        command("--external", site)
     command("--external", site, "--skip-bad")
     assert analysis.load_analyses(subject.runs / "demo")["external_Sítio_B"]["result"]["images"] == 12
 
@@ -207,9 +206,21 @@ def test_images_that_trained_the_networks_are_refused(subject, site, monkeypatch
         command("--external", site)
 
 
+def test_two_sites_of_one_name_are_both_kept(subject, site, tmp_path):
+    _, first = external.evaluate(subject.records, site)
+    shutil.copytree(site, other := tmp_path / "elsewhere" / site.name)
+    assert external.evaluate(subject.records, other)[1] == first, "the same images"
+    Image.new("RGB", (40, 40)).save(other / "platelet" / "one more.png")
+    _, second = external.evaluate(subject.records, other)
+    kept = analysis.load_analyses(subject.runs / "demo")
+    counts = [kept[path.stem]["data"]["images"] for path in (first, second)]
+    assert first != second and counts[1] == counts[0] + 1
+    second.unlink()
+
+
 def test_what_is_recorded_can_be_published(subject, site, monkeypatch, tmp_path):
     external.evaluate(subject.records, site)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    assert any(path.name == "external_Sítio_B.json" for path in records.publish("demo"))
+    assert any(path.name == "external_Sítio_B.json" for path in shelf.publish("demo"))
     kept = json.loads((tmp_path / "results/demo/analyses/external_Sítio_B.json").read_text())
     assert kept["experiment"] == "main" and kept["profile"] == plans.profile("demo").name

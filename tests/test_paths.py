@@ -57,6 +57,21 @@ def test_a_file_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> 
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_a_link_is_followed_and_a_pipe_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    link, target = tmp_path / "link.json", tmp_path / "kept" / "target.json"
+    link.symlink_to(target)
+    for text in ("new", "newer"):
+        with paths.write_whole(link) as temporary:
+            temporary.write_text(text)
+        assert link.is_symlink() and target.read_text() == text
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for path in (pipe, Path("/dev/null")):
+        with pytest.raises(BloodcellError, match="is a device or a pipe"), paths.write_whole(path):
+            raise AssertionError("begun")
+        assert path.exists() and not path.is_file()
+
+
 def test_a_folder_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder"
     with paths.write_folder_whole(target) as temporary:

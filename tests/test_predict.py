@@ -327,6 +327,8 @@ def test_without_a_reader_the_command_says_how_to_make_one(weights: Path, mine: 
     folder = shutil.copytree(weights, tmp_path / "weights")
     (folder / predict.READER).write_bytes(b"no network")
     refused(bloodcell(mine, "--normalise", weights=folder), "reader.onnx is damaged: make it")
+    shutil.copy(folder / f"{predict.NAME}.onnx", folder / predict.READER)
+    refused(bloodcell(mine, "--normalise", weights=folder), "reader.onnx is damaged: make it")
     assert not (tmp_path / "o.json").exists()
 
 

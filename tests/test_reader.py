@@ -125,6 +125,12 @@ def test_it_is_kept_and_made_again_for_other_images(photographs, tmp_path, monke
 
     assert Lesson("cpu", "all", cells).epochs == 30  # the best recipe's
 
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(reader, "learn", lambda *_, **__: pytest.fail("what cannot be kept is told before"))
+    with pytest.raises(BloodcellError, match="Cannot write"):
+        replace(lesson, runs=tmp_path / "file").taught()
+    monkeypatch.undo()
+
     lesson.file.write_bytes(b"no weights")
     with pytest.raises(BloodcellError, match="is damaged: remove it"):
         lesson.taught()

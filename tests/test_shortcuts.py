@@ -11,7 +11,7 @@ import small_runs
 import torch
 from torch import nn
 
-from bloodcell_lib import analysis, cli, paths, records, segment, shortcuts
+from bloodcell_lib import analysis, cli, paths, segment, shelf, shortcuts
 
 
 @pytest.fixture(scope="module")
@@ -127,4 +127,4 @@ def test_the_command_records_and_publishes(subject, monkeypatch, tmp_path, capsy
     recorded = [record.info["final_validation_accuracy"] for record in subject.records]
     assert untouched["seeds"] == pytest.approx(recorded, abs=0.06)  # a rounding may turn a close call
     assert untouched["difference"]["points"] == 0
-    assert records.publish("demo") and (tmp_path / "demo" / "analyses" / "shortcuts.json").exists()
+    assert shelf.publish("demo") and (tmp_path / "demo" / "analyses" / "shortcuts.json").exists()

@@ -8,7 +8,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, cli, paths, records, trust, views
+from bloodcell_lib import analysis, answers, cli, paths, records, shelf, trust, views
 from bloodcell_lib.errors import BloodcellError
 
 
@@ -70,8 +70,8 @@ def test_an_analysis_is_recorded_and_published(subject, monkeypatch, tmp_path):
     assert answers.averaging(result).endswith(ended)
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(paths, "RUNS", subject.runs)
-    new = records.publish("demo")
-    assert tmp_path / "demo" / "analyses" / "trust.json" in new and not records.publish("demo")
+    new = shelf.publish("demo")
+    assert tmp_path / "demo" / "analyses" / "trust.json" in new and not shelf.publish("demo")
 
 
 def test_what_is_missing_is_told_in_one_sentence(subject, tmp_path):
