@@ -176,8 +176,8 @@ def results(study: Study) -> str:
 # How what is taken apart is introduced, by the group of rows that do it.
 APART = {
     "stage": (
-        "The travelled recipe taken apart, on the split and with one seed, which judges nothing: each row trains on as "
-        "many pictures, the last alone from random weights. The sites are those of the table above."
+        "The travelled recipe taken apart, on the split and with one seed, which judges nothing: each row trains on "
+        "about as many pictures, the last alone from random weights. The sites are those of the table above."
     ),
     "ablation": (
         "The patient recipe taken apart, on the split and with one seed too: each row leaves one of its levers as the "

@@ -160,9 +160,13 @@ class Study:
     def stages(self, name: str) -> list[tuple[int, int]]:
         """The epochs of a recipe and of those that it goes on after, the first one's first, each with the pictures that
         it shows of an image."""
-        train = self.runs(name)[0].info["config"]["train"]
-        after = train.get("after", "")
-        return [*(self.stages(after) if self.runs(after) else []), (train["epochs"], 1 + train.get("copies", 0))]
+        trains = [self.runs(one)[0].info["config"]["train"] for one in (*self.ancestors(name), name)]
+        return [(train["epochs"], 1 + train.get("copies", 0)) for train in trains]
+
+    def ancestors(self, name: str) -> list[str]:
+        """The recorded recipes whose networks this one went on training, the first one's first."""
+        after = next((record.info["config"]["train"].get("after", "") for record in self.runs(name)), "")
+        return [*self.ancestors(after), after] if self.runs(after) else []
 
     def seeds(self, name: str) -> tuple[int, ...]:
         """The seeds with which an experiment is recorded."""

@@ -54,6 +54,12 @@ def test_mistakes_are_those_of_the_latest_recipe_once_it_is_cross_validated(tmp_
     assert second_reader.sentence(recipes).startswith(f"Of {RECIPES[OURS[-1]]}'s {len(wrong)} mistakes")
 
 
+def test_recipes_that_it_goes_on_from_are_not_asked(tmp_path):
+    recipes = study(tmp_path, "best", "patient", "patient_travelled")
+    assert recipes.ancestors("patient_travelled") == ["patient"] and recipes.ancestors("patient") == []
+    assert list(second_reader.calls(recipes).columns) == ["patient_travelled", "best"]
+
+
 def test_pairs_count_them_by_label_and_answer(three):
     called, table = by_hand(three), second_reader.pairs(three)
     assert list(table.columns) == ["mistakes", "the main recipe", "the best recipe cut short", "all agree"]
