@@ -53,19 +53,15 @@ class Prediction:
 
 
 class Network:
-    """The published network in a session of its own.
+    """The published network in a session of its own. Raises BloodcellError if there are no weights in `folder`
+    (default: the library's), or not a whole set."""
 
-    threads: how many compute one batch together. One each is best for many images, side by side as in `predict`; more
-    answer sooner on a quiet machine, and far later on a busy one, since they wait for one another in busy loops.
-    Raises BloodcellError if there are no weights in `folder` (default: the library's), or not a whole set.
-    """
-
-    def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.record, onnx = load_set(folder or paths.WEIGHTS)
         self.pixels: int = self.record["config"]["pixels"]
         self.crop: int | None = self.record["config"]["crop"]
         self.temperatures: dict[str, float] = self.record.get("temperatures", {})
-        self.session = session(onnx, threads)
+        self.session = session(onnx)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, pixels, pixels, 3), RGB -> float32 (N, 8)."""
@@ -88,7 +84,7 @@ class Eye:
     def __init__(self, folder: Path | None = None) -> None:
         file = (folder or paths.WEIGHTS) / READER
         try:
-            self.session = session(file.read_bytes(), threads=1)
+            self.session = session(file.read_bytes())
             self.read([Image.new("RGB", (8, 8))])  # some other network would not
         except FileNotFoundError as error:
             raise BloodcellError(
@@ -110,8 +106,12 @@ class Eye:
         return microscope.undone(images, self.read(images), pixels, crop)
 
 
-def session(onnx: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """An ONNX file ready to run on the CPU, with every rewriting of the graph that the runtime knows."""
+def session(onnx: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """An ONNX file ready to run on the CPU, with every rewriting of the graph that the runtime knows.
+
+    threads: how many compute one batch together. More than one wait for one another in busy loops, which makes them far
+    slower on a busy machine; `predict` has images side by side instead.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
