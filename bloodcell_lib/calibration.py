@@ -2,12 +2,13 @@
 
 labels int (n,) in 0..7; probabilities float (n, 8), rows sum to 1. `parts` int (n,) says which part of the images each
 belongs to, such as its fold: whatever is fitted for a part is fitted on the other parts alone, so that no image helps
-to judge itself. A threshold that is fitted on tempered probabilities has a trace of it: their one number per part.
+to judge itself. `temperatures` are those of the parts, as `calibrated` gives them: what is fitted for a part then sees
+all images at that part's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -130,24 +131,30 @@ def coverage_curve(labels: np.ndarray, probabilities: np.ndarray, points: int = 
     return pd.DataFrame(rows, columns=["coverage", "n", "accuracy", "low", "high"])
 
 
-def abstention(labels: np.ndarray, probabilities: np.ndarray, parts: np.ndarray, wanted: float = 0.995) -> dict:
+def abstention(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    parts: np.ndarray,
+    wanted: float = 0.995,
+    temperatures: Sequence[float] | None = None,
+) -> dict:
     """Leaves the least sure cells to a human so that the rest is right in the share `wanted`.
 
     The least confidence that is kept is chosen on the other parts, as the lowest that reaches `wanted` there. Gives
     threshold (mean over parts), coverage (share kept), kept, wrong (among them), accuracy with low and high.
     """
 
-    def fit(at: np.ndarray) -> float:
-        confidence = probabilities[at].max(1)
+    def fit(given: np.ndarray, truth: np.ndarray) -> float:
+        confidence = given.max(1)
         order = np.argsort(-confidence, kind="stable")
-        right = (probabilities[at].argmax(1) == labels[at])[order]
+        right = (given.argmax(1) == truth)[order]
         good = np.flatnonzero(right.cumsum() / np.arange(1, len(right) + 1) >= wanted)
         return float(confidence[order][good[-1]]) if len(good) else 1.0
 
     kept, thresholds = np.zeros(len(labels), dtype=bool), []
-    for inside, outside in _cross(parts):
-        thresholds.append(fit(outside))
-        kept[inside] = probabilities[inside].max(1) >= thresholds[-1]
+    for inside, outside, seen in _tempered(probabilities, parts, temperatures):
+        thresholds.append(fit(seen[outside], labels[outside]))
+        kept[inside] = seen[inside].max(1) >= thresholds[-1]
     n, hits = int(kept.sum()), int((probabilities.argmax(1) == labels)[kept].sum())
     low, high = wilson(hits, n) if n else (np.nan, np.nan)
     accuracy = hits / n if n else np.nan
@@ -162,7 +169,13 @@ def abstention(labels: np.ndarray, probabilities: np.ndarray, parts: np.ndarray,
     }
 
 
-def prediction_sets(labels: np.ndarray, probabilities: np.ndarray, parts: np.ndarray, level: float) -> np.ndarray:
+def prediction_sets(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    parts: np.ndarray,
+    level: float,
+    temperatures: Sequence[float] | None = None,
+) -> np.ndarray:
     """Split conformal sets, bool (n, 8): the classes that are to hold the true one with probability `level`.
 
     Score 1 - p of the true class, threshold its ceil((m + 1) level)-th smallest of the m images in the other parts
@@ -171,11 +184,11 @@ def prediction_sets(labels: np.ndarray, probabilities: np.ndarray, parts: np.nda
     if not 0 < level < 1:
         raise BloodcellError(f"A level of {level} is no probability: give one between 0 and 1, such as 0.95.")
     sets = np.zeros(probabilities.shape, dtype=bool)
-    for inside, outside in _cross(parts):
-        score = np.sort(1 - probabilities[outside, labels[outside]])
+    for inside, outside, seen in _tempered(probabilities, parts, temperatures):
+        score = np.sort(1 - seen[outside, labels[outside]])
         rank = int(np.ceil((len(score) + 1) * level))
         limit = score[rank - 1] if rank <= len(score) else np.inf
-        sets[inside] = 1 - probabilities[inside] <= limit
+        sets[inside] = 1 - seen[inside] <= limit
     return sets
 
 
@@ -219,6 +232,15 @@ def _cross(parts: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     if len(found) < 2:
         raise BloodcellError("All images are of one part, and nothing is left to fit on: give two parts or more.")
     return [(np.flatnonzero(parts == k), np.flatnonzero(parts != k)) for k in found]
+
+
+def _tempered(
+    probabilities: np.ndarray, parts: np.ndarray, temperatures: Sequence[float] | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(inside, outside, probabilities (n, 8) at the part's temperature) for each part."""
+    sides = _cross(parts)
+    for (inside, outside), t in zip(sides, temperatures or [1.0] * len(sides), strict=True):
+        yield inside, outside, probabilities if t == 1 else scaled(probabilities, t)
 
 
 def _proper(probabilities: np.ndarray) -> np.ndarray:

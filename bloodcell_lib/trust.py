@@ -70,11 +70,13 @@ def judged(labels: np.ndarray, given: np.ndarray, parts: np.ndarray) -> dict[str
             "bins": calibration.bins(labels, p).to_dict("list"),
             "histogram": np.histogram(p.max(1), HISTOGRAM, (0, 1))[0],  # images by confidence, equally wide bins
         }
-    sets = {str(level): calibration.prediction_sets(labels, after, parts, level) for level in LEVELS}
+    sets = {str(level): calibration.prediction_sets(labels, given, parts, level, temperatures) for level in LEVELS}
     return both | {
         "temperatures": temperatures,
         "coverage": calibration.coverage_curve(labels, after).to_dict("list"),
-        "abstention": {str(wanted): calibration.abstention(labels, after, parts, wanted) for wanted in WANTED},
+        "abstention": {
+            str(wanted): calibration.abstention(labels, given, parts, wanted, temperatures) for wanted in WANTED
+        },
         "sets": {level: calibration.set_scores(labels, inside) for level, inside in sets.items()},
     }
 

@@ -101,6 +101,22 @@ def test_prediction_sets_cover_what_they_say(drawn, level):
     assert 1 < found["size"] < 8 and found["worst_class"] <= found["coverage"]
 
 
+def test_a_threshold_of_a_part_sees_all_at_that_parts_temperature(drawn):
+    labels, probabilities, parts = drawn
+    given = calibration.scaled(probabilities, 2.0)
+    temperatures = [0.5] * len(np.unique(parts))
+    for judge, wanted in ((calibration.abstention, 0.95), (calibration.prediction_sets, 0.9)):
+        undone = judge(labels, given, parts, wanted, temperatures)
+        plain = judge(labels, probabilities, parts, wanted)
+        assert np.array_equal(undone, plain) if isinstance(plain, np.ndarray) else undone == pytest.approx(plain)
+    # The part at another temperature is judged by thresholds that were found at that temperature.
+    mixed = [0.5, *[1.0] * (len(temperatures) - 1)]
+    sets = calibration.prediction_sets(labels, given, parts, 0.9, mixed)
+    first = parts == np.unique(parts)[0]
+    assert np.array_equal(sets[first], calibration.prediction_sets(labels, probabilities, parts, 0.9)[first])
+    assert np.array_equal(sets[~first], calibration.prediction_sets(labels, given, parts, 0.9)[~first])
+
+
 def test_too_few_images_for_a_level_give_whole_sets():
     labels = np.arange(16) % 8
     sets = calibration.prediction_sets(labels, np.eye(8)[labels], np.arange(16) // 8, 0.99)
