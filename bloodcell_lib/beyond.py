@@ -11,7 +11,7 @@ from bloodcell_lib import answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, EXTRA, IN_VIEW, OURS, RECIPES
+from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, IN_VIEW, OURS, RECIPES
 from bloodcell_lib.reached import foremost, headline, length, rightly, together, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
@@ -198,12 +198,13 @@ def doubts(study: Study) -> str:
 
 
 def undone(study: Study) -> str:
-    """What reading from each photograph how it was taken gains the last of our recipes of which that is analysed; ""
-    before it is."""
+    """What reading from each photograph how it was taken gains the recipe whose weights `predict` has, or the last
+    of ours of which that is analysed; "" before it is."""
     read = [name for name in ("best", *CHANGED) if f"reading_{name}" in study.analyses]
     if not read:
         return ""
-    result = study.analyses[f"reading_{read[-1]}"]["result"]
+    name = CHOSEN if CHOSEN in read else read[-1]
+    result = study.analyses[f"reading_{name}"]["result"]
     plain, undone = (result["experiments"][kind] for kind in ("plain", "undone"))
     before, after = (answers.kept(result, kind) for kind in ("plain", "undone"))
     both = [number(100 * kind["sites"]["all"]["accuracy"], 1) for kind in (plain, undone)]
@@ -211,7 +212,7 @@ def undone(study: Study) -> str:
     points = signed(undone["difference"]["points"])
     return (
         "A second network, which taught itself to read how a photograph was taken, so that this can be undone, takes "
-        f"the simulated sites (another magnification, field, light, stain, blur or JPEG) where {RECIPES[read[-1]]} "
+        f"the simulated sites (another magnification, field, light, stain, blur or JPEG) where {RECIPES[name]} "
         rf"keeps {goal} in a hundred of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
         rf"is changed from {both[0]} to {both[1]}\,\%; unchanged pictures: {points} points "
         f"({plural(undone['seeds'], 'seed')})."

@@ -9,7 +9,7 @@ from bloodcell_lib import compare, evaluate
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.latex import count, join, number, plural
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import IN_VIEW, OURS, RECIPES
+from bloodcell_lib.plans import CHOSEN, IN_VIEW, OURS, RECIPES
 
 
 def headline(study: Study, name: str = "main") -> str:
@@ -80,8 +80,10 @@ def unseen(study: Study, name: str) -> str:
 
 
 def foremost(study: Study) -> str | None:
-    """The recipe that speaks for all of ours: the latest that is cross-validated."""
-    return next(reversed(together(study)), None)
+    """The recipe that speaks for all of ours: the one whose weights `predict` has once it is cross-validated, else the
+    latest that is."""
+    found = together(study)
+    return CHOSEN if CHOSEN in found else next(reversed(found), None)
 
 
 def together(study: Study) -> list[str]:

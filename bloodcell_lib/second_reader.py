@@ -1,10 +1,9 @@
 """A second reader: what networks of other recipes say of the images that the networks of one recipe name wrongly.
 
-That recipe is `reached.foremost`. Those whose networks it went on training are not asked.
-
-Each network judges only images that it was not trained on. Where recipes of another architecture, size or length all
-contradict a label in the same way, it is wrong, or the cell looks like another type, or all have learnt the same
-mistake: they are no independent readers, for they share images and labels.
+That recipe is `reached.foremost`. Those whose networks it went on training, and those that went on training its own, are
+not asked. Each network judges only images that it was not trained on. Where recipes of another architecture, size or
+length all contradict a label in the same way, it is wrong, or the cell looks like another type, or all have learnt the
+same mistake: they are no independent readers, for they share images and labels.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def calls(study: Study) -> pd.DataFrame:
     first = foremost(study)
     if not first:
         return pd.DataFrame()
-    asked = [name for name in RECIPES if name not in study.ancestors(first)]
+    asked = [name for name in RECIPES if name not in study.ancestors(first) and first not in study.ancestors(name)]
     found = {name: frame for name in asked if not (frame := out_of_fold(study.folds(name))).empty}
     seed = found[first].columns[0]
     called = {name: frame[seed] for name, frame in {first: found[first], **found}.items() if seed in frame.columns}

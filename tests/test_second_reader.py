@@ -8,7 +8,7 @@ from fake_records import write_records
 from bloodcell_lib import documents, second_reader
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import FOLDS, OURS, RECIPES
+from bloodcell_lib.plans import CHOSEN, FOLDS, OURS, RECIPES
 from bloodcell_lib.records import load_records
 
 
@@ -54,10 +54,11 @@ def test_mistakes_are_those_of_the_latest_recipe_once_it_is_cross_validated(tmp_
     assert second_reader.sentence(recipes).startswith(f"Of {RECIPES[OURS[-1]]}'s {len(wrong)} mistakes")
 
 
-def test_recipes_that_it_goes_on_from_are_not_asked(tmp_path):
-    recipes = study(tmp_path, "best", "patient", "patient_travelled")
-    assert recipes.ancestors("patient_travelled") == ["patient"] and recipes.ancestors("patient") == []
-    assert list(second_reader.calls(recipes).columns) == ["patient_travelled", "best"]
+def test_recipes_that_it_goes_on_from_or_that_go_on_from_it_are_not_asked(tmp_path):
+    recipes = study(tmp_path, "best", "patient", "patient_travelled", "well_travelled")
+    assert recipes.ancestors("well_travelled") == ["patient", "patient_travelled"]
+    assert recipes.ancestors("patient") == []
+    assert list(second_reader.calls(recipes).columns) == [CHOSEN, "best"], "the one that predict has, not the latest"
 
 
 def test_pairs_count_them_by_label_and_answer(three):
