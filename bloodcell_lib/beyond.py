@@ -117,7 +117,7 @@ def _likewise(info: dict) -> str:
 
 
 def _farther(info: dict) -> str:
-    return f"{_likewise(info)}, with {info['config']['train']['copies']} versions"
+    return f"those trained on with {info['config']['train']['copies']} versions of each"
 
 
 # What each recipe after the best one changes in it.

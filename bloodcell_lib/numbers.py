@@ -244,9 +244,7 @@ def _recipe(study: Study) -> dict[str, str]:
         found[camel(key)] = plain(augment.get(key))
     history = [row for record in study.runs("main") for row in record.info["history"]]
     walls = [record.info["wall_seconds"] for record in study.runs("main")]
-    sizes = [sum(path.stat().st_size for path in _kept(record)) for record in study.runs("main")]
     return found | {
-        "RecordKilobytes": count(np.mean(sizes) / 1000 if sizes else None),
         "DeviceName": escape(", ".join(study.devices) or DASH),
         "TorchVersion": escape(join(study.versions) or DASH),
         "CodeCommit": escape(study.main("commit") or DASH),
@@ -318,11 +316,6 @@ def built(network: str) -> int:
     """Parameters of a network with eight outputs."""
     with torch.device("meta"):  # no memory, and nothing drawn from the global random state
         return models.parameters(models.build(ModelConfig(network)))
-
-
-def _kept(record: Record) -> list[Path]:
-    """The files of a record that are published."""
-    return [path for path in record.folder.iterdir() if path.suffix in (".json", ".npz")]
 
 
 def camel(name: str) -> str:

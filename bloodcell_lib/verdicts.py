@@ -64,7 +64,7 @@ def flips(study: Study) -> str:
     if not row or row["common_seeds"] < JUDGED or not row["low"] > 0:
         return ""
     return (
-        rf"The reference's augmentation is a case of its own. Flips alone reach {number(100 * row['mean'], 2)}\,\%"
+        rf"Flips alone reach {number(100 * row['mean'], 2)}\,\%"
         f": in {study.budget.epochs} epochs, what rotation, scale, shifts and colour add to them costs more than it "
         "gives. Whether a longer training would turn this round, these runs cannot say."
     )
