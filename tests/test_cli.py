@@ -23,6 +23,7 @@ import torch
 from fake_records import write_records
 
 from bloodcell_lib import drawn_folder
+from bloodcell_lib.plans import CHOSEN
 
 COMMAND = [sys.executable, "-m", "bloodcell_lib.cli"]
 LIMIT = 120  # seconds: nothing here takes a tenth of it
@@ -224,7 +225,7 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("publish --experiment best", "--experiment says whose weights: give it with --weights"),
         (
             "publish --weights",
-            "No run in .*.seed0: make it with `bloodcell train patient_travelled_final --profile cpu`",
+            f"No run in .*.seed0: make it with `bloodcell train {CHOSEN}_final --profile cpu`",
         ),
         ("publish --weights --experiment finale", "Unknown experiment 'finale'"),
         ("publish --weights --profile demo", "The demo gives no results"),

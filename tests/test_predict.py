@@ -376,6 +376,7 @@ def test_each_test_image_of_the_course_has_one_published_label():
 
 def test_the_published_weights_are_those_of_a_published_run():
     record, _ = predict.load_set(paths.ROOT / "bloodcell_lib" / "weights")
+    assert record["experiment"] == f"{plans.CHOSEN}_final"
     run = paths.RESULTS / record["profile"] / record["experiment"] / f"seed{record['seed']}" / "record.json"
     fitted = export.temperatures(paths.RESULTS / record["profile"], plans.measured(record["experiment"]))
     assert fitted.keys() == {"plain", "tta"}
