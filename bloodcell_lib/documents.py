@@ -152,11 +152,12 @@ def results(study: Study) -> str:
         "budget."
     )
     own = (
-        f"Sites kept: of the simulated ones, at how many a recipe keeps {100 * ALONE:.0f} in a hundred of its accuracy "
-        "on unchanged pictures, once what the reader reads of each photograph is undone. All: its accuracy at the "
-        "site that changes all at once; reader and travelled recipes practised such changes, and no real other site "
-        "was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an image where these "
-        "are several. Split: ± over seeds, else of one, in the precision of training. Over best: on the other four "
+        f"Sites kept: of the simulated ones, on the split, at how many a recipe keeps {100 * ALONE:.0f} in a hundred "
+        "of its accuracy on unchanged pictures, once what the reader reads of each photograph is undone. All: its "
+        "accuracy at the site that changes all at once; reader and travelled recipes practised such changes, and no "
+        "real other site was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an "
+        "image where these are several. Split: ± over seeds, else of one, in the precision of training. Over best: on "
+        "the other four "
         f"folds{beyond.in_view(study)}."
     )
     parts = [
