@@ -336,7 +336,7 @@ FOLDS = {
 }
 # Made when the recipes before them had been compared on all folds.
 IN_VIEW = ("seasoned", "travelled", "patient", "patient_travelled", "well_travelled")
-CHOSEN = "patient_travelled"  # the one whose weights `predict` has, from a run on all images
+CHOSEN = "well_travelled"  # the one whose weights `predict` has, from a run on all images
 TRIED = ("robustness", "labels", "part", "distilled")  # groups of what is tried on the best recipe
 BASES = {
     "lever": "aug_flips",
