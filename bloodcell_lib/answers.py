@@ -229,10 +229,15 @@ def reader(result: Analysis) -> str:
     )
 
 
+def plain_and_undone(result: Analysis) -> tuple[Analysis, Analysis]:
+    """What `reading` found without and with it: out of fold where that is recorded, else on the split."""
+    found = (result.get("folds") or result)["experiments"]
+    return found["plain"], found["undone"]
+
+
 def reading(result: Analysis) -> str:
     """What is gained by undoing what is read of how a photograph was taken."""
-    folds = result.get("folds")
-    plain, undone = ((folds or result)["experiments"][kind] for kind in ("plain", "undone"))
+    folds, (plain, undone) = result.get("folds"), plain_and_undone(result)
     goal, both, untouched = result["goals"]["together"], undone["sites"]["all"], plain["sites"]["all"]["accuracy"]
     everywhere = ""
     if folds:

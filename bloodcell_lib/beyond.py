@@ -205,8 +205,8 @@ def undone(study: Study) -> str:
         return ""
     name = CHOSEN if CHOSEN in read else read[-1]
     result = study.analyses[f"reading_{name}"]["result"]
-    folds = result.get("folds")
-    plain, undone = ((folds or result)["experiments"][kind] for kind in ("plain", "undone"))
+    plain, undone = answers.plain_and_undone(result)
+    where = ", out of fold," if result.get("folds") else ""
     before, after = (answers.kept(result, kind) for kind in ("plain", "undone"))
     both = [number(100 * kind["sites"]["all"]["accuracy"], 1) for kind in (plain, undone)]
     goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
@@ -215,6 +215,6 @@ def undone(study: Study) -> str:
         "A second network, which taught itself to read how a photograph was taken, so that this can be undone, takes "
         f"the simulated sites (another magnification, field, light, stain, blur or JPEG) where {RECIPES[name]} "
         rf"keeps {goal} in a hundred of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
-        rf"is changed{', out of fold,' if folds else ''} from {both[0]} to {both[1]}\,\%; unchanged pictures: "
+        rf"is changed{where} from {both[0]} to {both[1]}\,\%; unchanged pictures: "
         f"{points} points ({plural(undone['seeds'], 'seed')})."
     )

@@ -14,10 +14,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from bloodcell_lib.errors import BloodcellError
 
 FOLDS, SEED = 5, 42
 IN_MEMORY = 1 << 29  # bytes that a copy of images may take before it goes to a file
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -225,12 +227,7 @@ def fill_cache(
     """Decodes `files` into `home`: images.bin, uint8 (N, H, W, 3), and index.json, returned; whole or not at all."""
 
     def one(path: Path) -> bytes | OSError:
-        try:
-            return decode.to_pixels(path, pixels, crop).tobytes()
-        except OSError as error:
-            if error.errno is not None:  # the system's fault and perhaps gone tomorrow: nothing to keep in a cache
-                raise BloodcellError(f"Cannot read {path}: {error.strerror}.") from error
-            return error
+        return attempted(lambda: decode.to_pixels(path, pixels, crop).tobytes(), path)
 
     index: dict[str, Any] = {"names": [], "labels": [], "sha256": [], "bad": []}
     if home.exists() and cached(home, pixels) is None:  # damaged, for it appeared whole
@@ -267,19 +264,25 @@ def report_bad(bad: list[list[str]], total: int, folder: Path, skip: bool) -> No
     tqdm.write(f"Left out: {what}.")
 
 
+def attempted(read: Callable[[], T], path: Path) -> T | OSError:
+    """What is read of a file, or why it is no good. Raises BloodcellError where the system cannot read what is there,
+    which may be gone tomorrow: nothing to keep in a cache."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno is not None:
+            raise BloodcellError(f"Cannot read {path}: {error.strerror}.") from error
+        return error
+
+
 def digested(files: list[ImageFile], workers: int | None = None) -> tuple[list[ImageFile], list[str], list[list[str]]]:
     """The files that are some, their sha256, and of the others, such as broken links, the path and why not. Raises
     BloodcellError where the system cannot read what is there."""
 
-    def one(file: ImageFile) -> str | OSError:
-        try:
-            return sha256_of(file.path)
-        except OSError as error:
-            if error.errno is not None:
-                raise BloodcellError(f"Cannot read {file.path}: {error.strerror}.") from error
-            return error
+    def one(path: Path) -> str | OSError:
+        return attempted(lambda: sha256_of(path), path)
 
-    found = list(zip(files, decode.in_threads(one, files, workers)))
+    found = list(zip(files, decode.in_threads(one, [file.path for file in files], workers)))
     read = [(file, digest) for file, digest in found if isinstance(digest, str)]
     bad = [[str(file.path), str(why)] for file, why in found if isinstance(why, OSError)]
     return [file for file, _ in read], [digest for _, digest in read], bad

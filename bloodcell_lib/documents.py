@@ -157,8 +157,7 @@ def results(study: Study) -> str:
         "accuracy at the site that changes all at once; reader and travelled recipes practised such changes, and no "
         "real other site was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an "
         "image where these are several. Split: ± over seeds, else of one, in the precision of training. Over best: on "
-        "the other four "
-        f"folds{beyond.in_view(study)}."
+        f"the other four folds{beyond.in_view(study)}."
     )
     parts = [
         _paragraph(*told),

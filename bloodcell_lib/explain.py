@@ -29,14 +29,15 @@ DEMO_IMAGES, DEMO_CURVES, DEMO_STEPS = 96, 24, 8
 def analyse(subject: Subject) -> dict[str, Any]:
     """Heat inside the cell; deletion and insertion; the cascade of randomised parts.
 
-    location: of all images (a demo: some), by every network that judges them. curves and randomisation: of `curves`
-    images, shared out among the networks, so that more networks cost no more.
+    location: of all images (a demo: some), each by the network of the fold that held it out; without the folds, of the
+    first run's, since other seeds would see the same again. curves and randomisation: of `curves` images, shared out
+    among the networks, so that more networks cost no more.
     """
     demo = plans.profile(subject.profile).disposable
-    judges = subject.folds()  # seeds would see the same images again, which are no further ones
+    folds = subject.folds()
     count, steps = (DEMO_CURVES, DEMO_STEPS) if demo else (CURVES, STEPS)
     where, order, forgotten, shown = [], [], [], None
-    for k, (record, held_out) in enumerate(judges):
+    for k, (record, held_out) in enumerate(folds):
         network = subject.network(record)
         shown = shown or show(network, record.info["config"]["pixels"], record.info["config"]["crop"])
         part = held_out.subset(sample(held_out.labels.numpy(), DEMO_IMAGES if demo else None))
@@ -44,12 +45,12 @@ def analyse(subject: Subject) -> dict[str, Any]:
         said = logits(network, part.images).argmax(1)
         coarse = gradcam.coarse_maps(network, part.images, said)
         where.append(locate(coarse, masks) | {"label": part.labels.numpy()})
-        few = torch.from_numpy(sample(part.labels.numpy(), max(2, count // len(judges)), seed=k))
+        few = torch.from_numpy(sample(part.labels.numpy(), max(2, count // len(folds)), seed=k))
         inside = Masks(*(mask[few] for mask in masks))
         order.append(compare_orders(network, part.images[few], said[few], coarse[few], inside, steps))
         forgotten.append(forget(network, part.images[few], said[few], coarse[few]))
     return {
-        "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in judges],
+        "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in folds],
         "map_pixels": list(coarse.shape[-2:]),
         "location": located(_joined(where)),
         "curves": compared(_joined(order)),

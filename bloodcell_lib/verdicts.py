@@ -165,11 +165,10 @@ def rivals(study: Study) -> str:
     }
     found = [f"{join(named)} {'is' if len(named) == 1 else 'are'} {where}" for where, named in told.items() if named]
     screened = [f"{title} {signed(row['difference'])}" for title, row in rows.items() if title not in judged]
-    if judged:
-        found[:] = [", and ".join(found) or "none differs from it in accuracy"]
+    parts = [", and ".join(found) or "none differs from it in accuracy"] if judged else []
     if screened:
-        found.append(f"with one seed, which judges nothing, {join(screened)} points")
-    return f"Of the baselines by the same recipe, {'; '.join(found)}."
+        parts.append(f"with one seed, which judges nothing, {join(screened)} points")
+    return f"Of the baselines by the same recipe, {'; '.join(parts)}."
 
 
 def _apart(title: str, row: dict, sign: int) -> str:
