@@ -176,12 +176,12 @@ def results(study: Study) -> str:
 # How what is taken apart is introduced, by the group of rows that do it.
 APART = {
     "stage": (
-        "The travelled recipe taken apart, on the split and with one seed, which judges nothing: each row trains on "
-        "about as many pictures, the last alone from random weights. The sites are those of the table above."
+        "The travelled recipe taken apart, on the split and by one seed against the same, which judges nothing: each "
+        "row trains on about as many pictures, the last alone from random weights. The sites are those of the table "
+        "above."
     ),
     "ablation": (
-        "The patient recipe taken apart, on the split and with one seed too: each row leaves one of its levers as the "
-        "best recipe has it."
+        "The patient recipe taken apart likewise: each row leaves one of its levers as the best recipe has it."
     ),
 }
 

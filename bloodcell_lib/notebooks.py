@@ -121,6 +121,8 @@ def execute(path: Path, home: Path, given: dict[str, Any], limit: float = LIMIT)
                 cwd=str(outcome.executed.parent),
                 start_timeout=120,
                 kernel_manager_class=LocalKernel,
+                # Every shutdown begins with an interrupt, of which a kernel that is busy would tell as of an error.
+                extra_arguments=["--log-level=CRITICAL"],
             )
         except PapermillExecutionError as error:
             outcome.problems.append(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
