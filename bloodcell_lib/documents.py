@@ -145,6 +145,7 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
+    as_stated = [accuracy(study.large), reached.best_epoch(study.large)] if study.large.runs("main") else []
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), beyond.best_in_short(study)]
     made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
@@ -160,6 +161,7 @@ def results(study: Study) -> str:
         f"the other four folds{beyond.in_view(study)}."
     )
     parts = [
+        _paragraph(*as_stated),
         _paragraph(*told),
         markdown_table(tables.models(study)),
         _paragraph(below),
@@ -217,8 +219,8 @@ def other_budget(study: Study) -> str:
     if study.profile == full.name:
         return ""
     told = (
-        f"All these are accuracies under `{study.profile}`, and not those of `{full.name}` ({full.pixels} × "
-        f"{full.pixels} pixels, {full.epochs} epochs), "
+        f"Where `{full.name}` is not named, these are accuracies under `{study.profile}`, and not those of "
+        f"`{full.name}` ({full.pixels} × {full.pixels} pixels, {full.epochs} epochs), "
     )
     if not study.full:
         return f"{told}which is not recorded."

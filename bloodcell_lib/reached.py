@@ -17,12 +17,17 @@ def headline(study: Study, name: str = "main") -> str:
     row = study.row(name)
     if not row:
         return f"{RECIPES[name].capitalize()} has not been measured yet."
-    spread = "" if np.isnan(row["std"]) else rf" $\pm$ {number(100 * row['std'], 2)}"
     return (
-        rf"With {plural(row['seeds'], 'seed')}, {RECIPES[name]} reaches {number(100 * row['mean'], 2)}{spread}\,\% of "
+        rf"With {plural(row['seeds'], 'seed')}, {RECIPES[name]} reaches {percent(row)}\,\% of "
         rf"{count(row['images'])} validation images (95\,\% interval {number(100 * row['mean_low'], 2)} to "
         rf"{number(100 * row['mean_high'], 2)}\,\%) in its final epoch."
     )
+
+
+def percent(row: dict) -> str:
+    """The mean accuracy of an experiment's row, and its spread where it has several seeds."""
+    spread = "" if np.isnan(row["std"]) else rf" $\pm$ {number(100 * row['std'], 2)}"
+    return number(100 * row["mean"], 2) + spread
 
 
 def length(study: Study, name: str = "main") -> str:

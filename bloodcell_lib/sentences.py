@@ -118,7 +118,9 @@ def _tested(study: Study) -> str:
     if not (study.claims["profile"] == study.large.profile).any():
         return "not at all"
     made, planned = study.large.counted
-    return rf"where \texttt{{{study.large.profile}}} has them, of which {made} of {planned} runs are recorded"
+    row = study.large.row("main")
+    there = rf"; there the main recipe reaches {reached.percent(row)}\,\% (n = {row['seeds']})" if row else ""
+    return rf"where \texttt{{{study.large.profile}}} has them, of which {made} of {planned} runs are recorded{there}"
 
 
 def at_full_size(study: Study) -> str:
@@ -131,8 +133,8 @@ def at_full_size(study: Study) -> str:
     low, high = number(means.min(), 2), number(means.max(), 2)
     return (
         rf"Under \texttt{{full}}, {len(means)} of {len(names)} forms of the main network are recorded"
-        f"{', itself not yet' * ('main' not in means.index)}; they reach "
-        rf"{low}{f' to {high}' * (low != high)}\,\% in the final epoch."
+        f"{', itself not yet' * ('main' not in means.index)}; they end at "
+        rf"{low}{f' to {high}' * (low != high)}\,\%."
     )
 
 

@@ -13,7 +13,7 @@ from bloodcell_lib.compare import averaged, difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import BASES, RECIPES, STUDY, variants
-from bloodcell_lib.reached import together
+from bloodcell_lib.reached import percent, together
 from bloodcell_lib.records import Record
 from bloodcell_lib.unknown import SCORES, means
 
@@ -318,10 +318,7 @@ def _shorter(text: str) -> str:
 
 
 def _accuracy(row: dict) -> str:
-    if not row:
-        return DASH
-    spread = "" if np.isnan(row["std"]) else rf" $\pm$ {number(100 * row['std'], 2)}"
-    return number(100 * row["mean"], 2) + spread
+    return percent(row) if row else DASH
 
 
 def _difference(row: dict) -> str:

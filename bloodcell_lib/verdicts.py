@@ -65,8 +65,7 @@ def flips(study: Study) -> str:
         return ""
     return (
         rf"Flips alone reach {number(100 * row['mean'], 2)}\,\%"
-        f": in {study.budget.epochs} epochs, what rotation, scale, shifts and colour add to them costs more than it "
-        "gives. Whether a longer training would turn this round, these runs cannot say."
+        f": in {study.budget.epochs} epochs, what rotation, scale, shifts and colour add costs more than it gives."
     )
 
 
