@@ -10,7 +10,7 @@ from bloodcell_lib import plans
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.evaluate import over_seeds
+from bloodcell_lib.evaluate import bootstrap_mean, over_seeds
 
 BASELINES = ("resnet18", "resnet18_full")  # the first that is recorded stands for 1 in the mean corruption error
 DEMO_SEVERITIES, DEMO_IMAGES = (1, 3, 5), 96
@@ -115,10 +115,3 @@ def corruption_error(
         for hit in (own, baseline)
     ]
     return float(np.mean(np.divide(*errors))) if min(errors[1]) > 0 else None
-
-
-def bootstrap_mean(values: np.ndarray, resamples: int = 2_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of `values` (n,) and its 95 % percentile interval over draws of n, the same for the same n and seed."""
-    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)

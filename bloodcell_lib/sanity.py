@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from bloodcell_lib import gradcam
 from bloodcell_lib.analysis import as_input, logits
-from bloodcell_lib.evaluate import bootstrap_weights
+from bloodcell_lib.evaluate import bootstrap_mean
 from bloodcell_lib.models import Classifier
 
 BLUR = 0.1  # of the image's side: standard deviation that leaves a cell's place and tint and none of its structure
-RESAMPLES = 2_000
 
 
 def orders(maps: Tensor, cell: Tensor, coarse: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
@@ -114,9 +113,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def mean(values: np.ndarray) -> dict[str, float]:
     """mean of values (n,) with low and high, its 95 % percentile bootstrap interval over images."""
-    _, weights = bootstrap_weights(1, len(values), RESAMPLES)
-    low, high = np.quantile(weights @ values.astype(np.float32) / len(values), [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    return dict(zip(("mean", "low", "high"), bootstrap_mean(values)))
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:

@@ -23,9 +23,9 @@ from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.camera import Conditions, photographed
 from bloodcell_lib.corrupt import Lot
 from bloodcell_lib.data import CellImages
-from bloodcell_lib.evaluate import over_seeds
+from bloodcell_lib.evaluate import bootstrap_mean, over_seeds
 from bloodcell_lib.microscope import SIDE
-from bloodcell_lib.robustness import bootstrap_mean, rivals, spread
+from bloodcell_lib.robustness import rivals, spread
 
 DEMO_IMAGES = 96
 ALONE, TOGETHER = 0.95, 0.9  # shares of the clean accuracy that a network should keep under one change, under all

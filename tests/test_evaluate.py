@@ -198,3 +198,9 @@ def test_a_change_between_two_sets_of_images_has_newcombes_interval():
     low, high = confint_proportions_2indep(48, 80, 56, 70, method="newcomb", compare="diff")
     assert found["points"] == pytest.approx(-20)
     assert (found["low"], found["high"]) == pytest.approx((100 * low, 100 * high), abs=0.01)
+
+
+def test_bootstrap_of_a_mean():
+    values = (np.arange(400) % 4 == 3).astype(float)
+    mean, low, high = evaluate.bootstrap_mean(values)
+    assert mean == 0.25 and low == pytest.approx(0.25 - 1.96 * 0.0217, abs=0.005) and 0.28 < high < 0.31

@@ -119,9 +119,3 @@ def test_a_perfect_baseline_gives_no_quotient():
     right, wrong = ({key: np.full((1, 4), value) for key in keys} for value in (True, False))
     assert robustness.corruption_error(wrong, right, (1,)) is None
     assert robustness.corruption_error(wrong, wrong, (1,)) == 1 and robustness.corruption_error(right, wrong, (1,)) == 0
-
-
-def test_bootstrap_of_a_mean():
-    values = (np.arange(400) % 4 == 3).astype(float)
-    mean, low, high = robustness.bootstrap_mean(values)
-    assert mean == 0.25 and low == pytest.approx(0.25 - 1.96 * 0.0217, abs=0.005) and 0.28 < high < 0.31
