@@ -274,10 +274,22 @@ def unknown(result: Analysis) -> str:
             f"Networks that a class was kept from trained for {EXPERIMENTS[WITHOUT + NAMES[0]].epochs} epochs at most; "
             f"of the other classes they name {known[0]:.1f} to {known[-1]:.1f} % rightly."
         )
+        shares = [
+            (share, f"{100 * share:.0f} % of {_many(name)} are called {_many(said)}")
+            for name, row in result["left_out"].items()
+            for said, share in row["taken_for"].items()
+        ]
+        most = [told for _, told in sorted(shares, key=lambda row: -row[0])[:2]]
+        told.append(f"By a network that was kept from them, {' and '.join(most)}.")
     if result["missing"]:
         absent = [TITLES[CLASS_MAP[name]].lower() for name in result["missing"]]
         told.append(f"Without a network that was kept from it: {', '.join(absent)}.")
     return " ".join(told)
+
+
+def _many(name: str) -> str:
+    """A class as a sentence speaks of its cells."""
+    return f"{TITLES[CLASS_MAP[name]].lower()}s"
 
 
 def labels(result: Analysis) -> str:
