@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bloodcell_lib import machine, models, paths, plans, views
+from bloodcell_lib import earlier, machine, models, paths, plans, views
 from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import ANALYSES, WEIGHTS, Record, load_records
+from bloodcell_lib.tasks import Task
 
 FORMAT = 1
 PHOTOGRAPH = 224  # pixels of a side at which whole photographs are read, which the profile `full` reads too
@@ -108,11 +109,26 @@ class Subject:
         """The runs of `fold_runs`, which together predict images none of them was trained on, with these images."""
         return [(record, self.held_out(record)) for record in self.fold_runs()]
 
+    def earlier(self, record: Record) -> list[Record]:
+        """The runs whose networks this one went on training, which saw no other images, nor them in another size or
+        crop; the first one's first."""
+        if record.experiment not in plans.EXPERIMENTS:  # changed by hand
+            return []
+        before = earlier.before(Task(record.experiment, record.seed, self.profile))
+        runs = self.of(before.experiment) if before else []
+        found = [run for run in runs if run.seed == record.seed and _seen(run) == _seen(record)]
+        return [*self.earlier(found[0]), found[0]] if found else []
+
     def judges(self) -> list[tuple[Record, CellImages]]:
         """Runs with images that they were not trained on: the five folds where they are recorded, which together see
         every image once, else every seed of `experiment` with the same validation images."""
         folds = self.folds()
         return folds if len(folds) > 1 else [(record, self.held_out(record)) for record in self.records]
+
+
+def _seen(record: Record) -> list[Any]:
+    """What a run saw of which images."""
+    return [record.info["data"]["split_sha256"], *(record.info["config"][key] for key in ("pixels", "crop"))]
 
 
 def load_network(record: Record) -> nn.Module:

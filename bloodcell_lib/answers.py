@@ -86,7 +86,13 @@ def averaging(result: Analysis) -> str:
     if result["images"] == both["images"]:
         return f"{told}."
     alone, turned = (100 * result[key]["before"]["accuracy"] for key in ("plain", "tta"))
-    return f"{told}. Of all {result['images']:,}, by networks that had not seen them: {alone:.2f} % and {turned:.2f} %."
+    told += f". Of all {result['images']:,}, by networks that had not seen them: {alone:.2f} % and {turned:.2f} %"
+    if row := result["tta"].get("with_earlier"):
+        told += (
+            f", and averaged with those that each went on from, {row['networks']} in all, {100 * row['accuracy']:.2f} "
+            f"% ({100 * row['low']:.2f} to {100 * row['high']:.2f} %)"
+        )
+    return f"{told}."
 
 
 def painting(result: Analysis) -> str:

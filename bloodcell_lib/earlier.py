@@ -61,7 +61,7 @@ def teachers(task: Task, cells: CellImages) -> Tensor:
 def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
     """The weights that a run starts from whose recipe goes on after another: of the run of that one which had the same
     training images and seed. Raises BloodcellError where there is none, or its weights are damaged or not here."""
-    plan, earlier = task.plan(), _before(task)
+    plan, earlier = task.plan(), before(task)
     if earlier is None:
         raise BloodcellError(
             f"{task.name} goes on after '{plan.train.after}', which has no run on '{plan.part}': give one of "
@@ -75,23 +75,23 @@ def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
     return record.weights()
 
 
-def needed(task: Task) -> list[Task]:
-    """The runs that must be recorded before `task` can be made, in whose place nothing else will do."""
-    plan = task.plan()
-    cleaned = plan.part.startswith("clean")
-    before = [_before(task)] if plan.train.after else []
-    held_out = int(task.experiment[-1]) if cleaned else 0
-    pairs = [pair for _, pair in _pairs(task, held_out)] if cleaned or plan.train.distil else []
-    return [run for run in (*before, *pairs) if run is not None]
-
-
-def _before(task: Task) -> Task | None:
+def before(task: Task) -> Task | None:
     """The run that this one goes on from; None where that recipe has none on these images."""
     plan = task.plan()
     rows = (*FOLDS.get(plan.train.after, ()), f"{plan.train.after}_final")
     name = next((row for row in rows if row in EXPERIMENTS and EXPERIMENTS[row].part == plan.part), None)
     changes = tuple(change for change in task.changes if change[0] != "after")
     return name and replace(task, experiment=name, changes=changes)
+
+
+def needed(task: Task) -> list[Task]:
+    """The runs that must be recorded before `task` can be made, in whose place nothing else will do."""
+    plan = task.plan()
+    cleaned = plan.part.startswith("clean")
+    first = [before(task)] if plan.train.after else []
+    held_out = int(task.experiment[-1]) if cleaned else 0
+    pairs = [pair for _, pair in _pairs(task, held_out)] if cleaned or plan.train.distil else []
+    return [run for run in (*first, *pairs) if run is not None]
 
 
 def _pairs(task: Task, k: int) -> list[tuple[int, Task]]:

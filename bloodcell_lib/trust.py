@@ -56,8 +56,20 @@ def analyse(subject: Subject) -> dict[str, Any]:
     }
     for name, tta in KINDS.items():
         labels, given, parts = out_of_sample(subject, tta)
-        result[name] = judged(labels, given, parts)
+        result[name] = judged(labels, given, parts) | {"with_earlier": with_earlier(subject, labels, given, tta)}
     return result
+
+
+def with_earlier(subject: Subject, labels: np.ndarray, given: np.ndarray, tta: bool) -> dict[str, Any] | None:
+    """Accuracy once what `out_of_sample` gives is averaged with what the networks say that were trained on to those;
+    `networks`: how many are averaged. None for fresh ones (snapshots of one training; Huang et al. 2017)."""
+    folds = [(subject.earlier(record), held_out.images) for record, held_out in subject.folds()]
+    counts = {len(runs) for runs, _ in folds}
+    if counts == {0} or len(counts) > 1:
+        return None
+    before = [sum(probabilities(subject.network(run), images, tta) for run in runs) for runs, images in folds]
+    networks = 1 + counts.pop()
+    return {"networks": networks, **_accuracy(labels, (given + np.concatenate(before)) / networks)}
 
 
 def judged(labels: np.ndarray, given: np.ndarray, parts: np.ndarray) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,3 +108,28 @@ def test_an_unknown_analysis_is_told(subject, monkeypatch):
     monkeypatch.setattr(views, "image_folder", lambda *a, **k: paths.ROOT)
     with pytest.raises(BloodcellError, match="Unknown analysis 'x'"):
         cli.app(["trust", "--only", "x"], standalone_mode=False)
+
+
+def test_networks_are_averaged_with_those_that_they_went_on_from(subject, monkeypatch):
+    record, before = subject.records
+    held_out = subject.held_out(record)
+    labels, both = held_out.labels.numpy(), [subject.network(run) for run in (record, before)]
+    given = trust.probabilities(both[0], held_out.images, tta=True)
+    monkeypatch.setattr(analysis.Subject, "folds", lambda self: [(record, held_out)])
+    assert trust.with_earlier(subject, labels, given, tta=True) is None, "a fresh network goes on from none"
+    monkeypatch.setattr(analysis.Subject, "earlier", lambda self, run: [before])
+    found = trust.with_earlier(subject, labels, given, tta=True)
+    mean = (given + trust.probabilities(both[1], held_out.images, tta=True)) / 2
+    assert found["networks"] == 2 and found["accuracy"] == np.mean(mean.argmax(1) == labels)
+
+
+def test_those_that_a_network_went_on_from_saw_the_same():
+    fingerprint = records.load_record(paths.RESULTS / "cpu" / "patient" / "seed0").info["data"]["fingerprint"]
+    published = analysis.Subject("cpu", SimpleNamespace(fingerprint=fingerprint), runs=paths.RESULTS)
+
+    def names(experiment: str) -> list[str]:
+        return [run.experiment for run in published.earlier(published.of(experiment)[0])]
+
+    assert names("well_travelled_fold3") == ["patient_fold3", "patient_travelled_fold3"]
+    assert names("travelled_fold1") == ["seasoned_fold1"], "the magnified network saw smaller pictures"
+    assert names("patient") == names("seasoned") == []
