@@ -171,8 +171,8 @@ def travel(result: Analysis) -> str:
     enough = sum(row["sites"]["all"]["share"] >= result["goals"]["together"] for row in rows)
     first = f"Best of {len(rivals)} beside it" if len(rivals) > NAMED else "Beside it"
     return (
-        f"{told} {first}: {'; '.join(named)}. {enough or 'None'} of all {len(rows)} "
-        f"keep{'s' * (enough < 2)} {100 * result['goals']['together']:g} in a hundred."
+        f"{told} {first}: {'; '.join(named)}. With all changes together, {enough or 'none'} of the {len(rows)} "
+        f"keep{'s' * (enough < 2)} {100 * result['goals']['together']:g} in a hundred of its accuracy."
     )
 
 

@@ -32,7 +32,7 @@ UNCOMPARED = {row.group for row in EXPERIMENTS.values() if row.part not in ("spl
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed", "stage", "ablation")
 BEYOND = (*FURTHER, *TRIED)
-LEVELS = ("best", "f1", "memory")  # kinds of claims that hold for one size and length of training
+LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
     *("title", "group", "profile", "course", "seeds", "images", "parameters", "macs"),
@@ -191,13 +191,14 @@ def claims_table(records: Sequence[Record], full: Sequence[Record] = ()) -> pd.D
 
     full: records under `full` beside those of a study under another profile. Also unit, source and profile (which one
     was measured, "" for none); indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy,
-    Wilson's for the mean over seeds in the images of one validation set (seeds are no further images); for a
-    difference and for F1, the bootstrap over seeds and images; for memory, the range over seeds; a parameter count is
-    exact. The rule: "agrees" if the stated value, within its own rounding, lies in the interval; "does not" if it lies
-    outside; "cannot be tested" where no record can say, as for hidden labels or somebody else's card. Only runs on the
-    course's images under the profiles `cpu` and `full` count. A level (an accuracy, an F1, memory) is tested by `full`
-    alone, because less size and fewer epochs reach less; a gain is claimed of a part, and `cpu` tests it at its own
-    size, where more seeds are.
+    Wilson's for the mean over seeds in the images of one validation set (seeds are no further images), made wider by
+    Student's t for the mean of these seeds, as independent errors add up; for a difference and for F1, the bootstrap
+    over seeds and images; for memory, the range over seeds; a parameter count is exact. The rule: "agrees" if the
+    stated value, within its own rounding, lies in the interval; "does not" if it lies outside; "cannot be tested" where
+    no record can say, as for hidden labels or somebody else's card. Only runs on the course's images under the profiles
+    `cpu` and `full` count. A level (an accuracy, an F1) is tested by `full` alone, because less size and fewer epochs
+    reach less; a gain is claimed of a part, and tested at `cpu`'s size only where `full` has fewer seeds of both runs.
+    Memory is told and not tested: it depends on the program.
     """
     own, large = (
         _by_experiment([r for r in some if r.info["data"]["course"] and not is_demo(r.profile)])
@@ -205,12 +206,14 @@ def claims_table(records: Sequence[Record], full: Sequence[Record] = ()) -> pd.D
     )
     rows = {}
     for claim in CLAIMS:
-        runs = large if claim.kind in LEVELS and claim.experiment in large else own
+        level = claim.kind in (*LEVELS, "memory")
+        both = claim.kind == "difference" and len(_common(claim, large)) >= max(1, len(_common(claim, own)))
+        runs = large if both or (level and claim.experiment in large) else own
         measured = MEASURE[claim.kind](claim, runs) if claim.kind else None
         text, low, high = measured or ("", math.nan, math.nan)
         profile = runs[claim.experiment][0].profile if measured and claim.experiment in runs else ""
         verdict = UNTESTED
-        if measured and (claim.kind not in LEVELS or profile == "full"):
+        if measured and claim.kind != "memory" and (claim.kind not in LEVELS or profile == "full"):
             inside = low - claim.rounding <= claim.value <= high + claim.rounding
             verdict = AGREES if inside else DIFFERS
         rows[claim.key] = {
@@ -250,8 +253,16 @@ def _best(claim: Claim, runs: Runs) -> Measured | None:
         return None
     values = np.array([record.accuracy("best") for record in group])
     n = group[0].info["data"]["validation"]
-    low, high = wilson(values.mean() * n, n)
-    return _text(100 * values, "%"), 100 * low, 100 * high
+    mean, seeds = values.mean(), len(values)
+    luck = stats.t.ppf(0.975, seeds - 1) * values.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    low, high = (mean + math.copysign(math.hypot(end - mean, luck), end - mean) for end in wilson(mean * n, n))
+    return _text(100 * values, "%"), 100 * max(low, 0.0), 100 * min(high, 1.0)
+
+
+def _common(claim: Claim, runs: Runs) -> set[int]:
+    """The seeds of both experiments of a gain."""
+    seeds = [{record.seed for record in runs.get(name, [])} for name in (claim.experiment, claim.against)]
+    return seeds[0] & seeds[1]
 
 
 def _gain(claim: Claim, runs: Runs) -> Measured | None:

@@ -29,7 +29,7 @@ from bloodcell_lib import (
     verdicts,
 )
 from bloodcell_lib.errors import BloodcellError
-from bloodcell_lib.latex import count, join, number, plural
+from bloodcell_lib.latex import count, join, plural
 from bloodcell_lib.numbers import Study, without_source
 from bloodcell_lib.plans import OURS, PROFILES, RECIPES, measured
 from bloodcell_lib.predict import load_set
@@ -158,7 +158,7 @@ def results(study: Study) -> str:
         "accuracy at the site that changes all at once; reader and travelled recipes practised such changes, and no "
         "real other site was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an "
         "image where these are several. Split: ± over seeds, else of one, in the precision of training. Over best: on "
-        f"the other four folds{beyond.in_view(study)}."
+        f"the other four folds{beyond.in_view(study)}; of one seed, and of so many comparisons uncorrected."
     )
     parts = [
         _paragraph(*as_stated),
@@ -224,15 +224,16 @@ def other_budget(study: Study) -> str:
     )
     if not study.full:
         return f"{told}which is not recorded."
-    rows = study.large.table.sort_values("mean", ascending=False)
-    each = [
-        f"{compare.in_sentence(row['title'])} {number(100 * row['mean'], 2)} % ({plural(row['seeds'], 'seed')})"
-        for _, row in rows.iterrows()
+    rows = study.large.table.sort_values(["seeds", "mean"], ascending=False)
+    groups = [
+        f"with {plural(seeds, 'seed')} "
+        + join([f"{compare.in_sentence(row['title'])} {reached.percent(row)}" for _, row in part.iterrows()])
+        for seeds, part in rows.groupby("seeds", sort=False)
     ]
     made, planned = study.large.counted
     return (
-        f"{told}of whose study {made} of {planned} runs are recorded, made on {join(study.large.devices)}. Their "
-        f"accuracies in the final epoch: {join(each)}."
+        f"{told}of whose study {made} of {planned} runs are recorded, made on {join(study.large.devices)} with PyTorch "
+        f"{join(study.large.versions)}. Their accuracies in the final epoch, in %: {'; '.join(groups)}."
     )
 
 
@@ -252,7 +253,8 @@ def claims(study: Study) -> str:
             measured += f", `{row['profile']}`"
         rows.append((row["claim"], row["stated"], elsewhere, measured, interval, row["verdict"]))
     head = ("Claim", "Stated", "Its other files", "Measured, profile " + study.profile, "95 % interval", "Verdict")
-    return f"{_paragraph(verdicts.claims(study), sentences.deviation(study))}\n\n{_table(head, rows)}"
+    told = _paragraph(verdicts.claims(study), sentences.deviation(study), verdicts.by_best_epochs(study))
+    return f"{told}\n\n{_table(head, rows)}"
 
 
 def trust(study: Study) -> str:

@@ -102,16 +102,24 @@ def models(study: Study) -> Table:
 
 
 def ablations(study: Study) -> Table:
-    """Each change of the main recipe: accuracy, and the corrected exact test against the main model."""
-    rows: list[Sequence[str] | str] = [("Main recipe", _accuracy(study.row("main")), "")]
+    """Each change of the main recipe: accuracy, and the corrected exact test against the main model; the accuracy under
+    `full`, where that is recorded beside it."""
+
+    def at_full(name: str) -> list[str]:
+        row = study.large.row(name)
+        return [number(100 * row["mean"], 2) if row else DASH] if study.full else []
+
+    rows: list[Sequence[str] | str] = [("Main recipe", _accuracy(study.row("main")), "", *at_full("main"))]
     for group in GROUPS:
         rows.append(r"\addlinespace[2pt]")
         for name, row in STUDY.items():
             if row.group == group:
                 p = study.row(name).get("p_holm")
                 small = p is not None and p < 0.001
-                rows.append((row.title, _accuracy(study.row(name)), "$<$0.001" if small else number(p, 3)))
-    return Table("lrr", ("Experiment", r"Accuracy (\%)", "$p$"), rows)
+                small_p = "$<$0.001" if small else number(p, 3)
+                rows.append((row.title, _accuracy(study.row(name)), small_p, *at_full(name)))
+    width = len(rows[0])
+    return Table("lrrr"[:width], ("Experiment", r"Accuracy (\%)", "$p$", r"\texttt{full}")[:width], rows)
 
 
 def recipes(study: Study) -> Table:
@@ -147,7 +155,12 @@ def apart(study: Study, group: str) -> Table:
     """A recipe beside what is left of it without one of its parts, on the split, and at simulated sites where the rows
     of `group` were shown them."""
     base = BASES[group]
-    recorded = [name for name in (base, *variants(base, group)) if study.row(name)]
+    others = [name for name in variants(base, group) if study.row(name)]
+    seeds = {seed for name in others for seed in study.seeds(name)}
+    # Beside rows of one seed, what another seed of the whole recipe reached says nothing.
+    alike = [record for record in study.records if record.experiment != base or record.seed in seeds]
+    study = Study(alike, study.profile, study.analyses)
+    recorded = [name for name in (base, *others) if study.row(name)]
     rows = []
     for name in recorded:
         row = study.row(name)
