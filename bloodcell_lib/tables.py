@@ -156,7 +156,7 @@ def apart(study: Study, group: str) -> Table:
     of `group` were shown them."""
     base = BASES[group]
     others = [name for name in variants(base, group) if study.row(name)]
-    seeds = {seed for name in others for seed in study.seeds(name)}
+    seeds = {seed for name in others or [base] for seed in study.seeds(name)}
     # Beside rows of one seed, what another seed of the whole recipe reached says nothing.
     alike = [record for record in study.records if record.experiment != base or record.seed in seeds]
     study = Study(alike, study.profile, study.analyses)

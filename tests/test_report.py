@@ -180,19 +180,26 @@ def test_numbers_are_those_of_the_records(whole, tmp_path):
     assert claims.count(r" \\") == 15
 
 
-def test_full_is_preferred_to_cpu_once_its_study_is_whole(tmp_path):
-    write_records(tmp_path / "cpu", ["main", "resnet18"], seeds=(0, 1))
-    assert published_profile(tmp_path) == "cpu" and every(tmp_path)["ClaimMainAccuracyVerdict"] == "cannot be tested"
-    write_records(tmp_path / "full", ["main"], profile="full")
-    some = every(tmp_path)
+def test_full_is_told_beside_cpu_and_takes_its_place_where_there_is_none(tmp_path):
+    write_records(tmp_path / "cpu", ["main", "resnet18", "no_se", "reg_none"], seeds=(0, 1))
+    assert every(tmp_path)["ClaimMainAccuracyVerdict"] == "cannot be tested"
+    assert "its accuracies not at all" in every(tmp_path)["BudgetDeviation"]
+    write_records(tmp_path / "full", ["main", "no_se"], profile="full")
+    write_records(tmp_path / "full", ["reg_none"], profile="full", seeds=(0,))
+    some, study = every(tmp_path), Study.read(tmp_path, "cpu")
     assert some["ProfileName"] == "cpu" and some["ClaimMainAccuracyVerdict"] != "cannot be tested"
-    assert r"where \texttt{full} has them, of which 3 of 48 runs" in some["BudgetDeviation"]
-    assert some["FullSentence"].startswith(r"Under \texttt{full}, 1 of 12 forms of the main network are recorded; they")
-    assert f"{numbers.Study.read(tmp_path, 'full').table.loc['main', 'mean']:.2%}".rstrip("%") in some["FullSentence"]
-    assert r", \texttt{full} &" in tables.claims(Study.read(tmp_path, "cpu")).latex()
-    write_records(tmp_path / "full", [name for name in STUDY if name != "main"], profile="full")
-    assert published_profile(tmp_path) == "full"
-    assert every(tmp_path)["ProfileName"] == "full"
+    assert r"tested by \texttt{full}, of whose study 7 of 48 runs" in some["BudgetDeviation"]
+    large = 100 * Study.read(tmp_path, "full").table.loc["main", "mean"]
+    assert rf"and under \texttt{{full}} {large:.2f} $\pm$" in some["Headline"]
+    assert dict(study.claims["profile"]) | {"se_gain": "full", "reg_gain": "cpu"} == dict(study.claims["profile"])
+    assert r", \texttt{full} &" in tables.claims(study).latex()
+    accuracies = [row[-1] for row in tables.ablations(study).rows if not isinstance(row, str)]
+    assert accuracies[0] == f"{large:.2f}" and accuracies[-1] == latex.DASH
+    rest = [name for name in STUDY if name not in ("main", "no_se", "reg_none")]
+    write_records(tmp_path / "full", rest, profile="full")
+    assert published_profile(tmp_path) == "cpu"
+    shutil.rmtree(tmp_path / "cpu")
+    assert published_profile(tmp_path) == "full" and every(tmp_path)["ProfileName"] == "full"
 
 
 def test_a_run_with_a_changed_recipe_is_left_out(tmp_path):
