@@ -143,7 +143,7 @@ def tried(study: Study, groups: Collection[str] = BEYOND) -> str:
         judged = [row for row in rows if row["common_seeds"] >= JUDGED]
         screened = [row for row in rows if row["common_seeds"] < JUDGED]
         if judged:
-            own = " beyond the reference's own" if base == "main" else ""
+            own = {"main": " beyond the reference's own", "best": ", made in view of these images"}.get(base, "")
             first = f"Of {plural(len(judged), 'change')} to {here}{own}"
             told.append(moved(first, judged))
         if screened:
