@@ -257,8 +257,8 @@ def reading(result: Analysis) -> str:
     return (
         f"{sites(result, 'undone')}{everywhere} That keeps {least} {100 * goal:g} in a hundred. With nothing undone, "
         f"as much is kept at {kept(result, 'plain')} of the sites (here all changes are to the whole photograph), and "
-        f"with all together {100 * untouched:.1f} % are right. Unchanged pictures: "
-        f"{_signed(change['points'], 2)} points ({span}; {_seeds(undone)})."
+        f"with all together{', out of fold,' * bool(folds)} {100 * untouched:.1f} % are right. Unchanged pictures"
+        f"{', out of fold' * bool(folds)}: {_signed(change['points'], 2)} points ({span}; {_seeds(undone)})."
     )
 
 
