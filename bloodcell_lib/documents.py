@@ -145,7 +145,8 @@ def results(study: Study) -> str:
     """The main model's accuracy with all that it depends on, and the networks under both budgets."""
     if not study.records:
         return NOTHING
-    as_stated = [accuracy(study.large), reached.best_epoch(study.large)] if study.large.runs("main") else []
+    large = study.large if study.large.runs("main") else None
+    as_stated = [accuracy(large), reached.best_epoch(large), verdicts.changes(large)] if large else []
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), beyond.best_in_short(study)]
     made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (

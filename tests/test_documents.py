@@ -235,6 +235,21 @@ def test_runs_on_drawn_cells_are_told_as_such(tmp_path):
     assert "say nothing about blood" in flat(documents.evaluation(study))
 
 
+def test_the_reference_s_own_size_comes_first_and_its_gains_stand_by_best_epochs_too(tmp_path):
+    for profile, seeds in (("cpu", (0, 1, 2)), ("full", (0, 1))):
+        write_records(tmp_path / profile, ["main", "no_se"], seeds, profile=profile)
+    cpu, full = (load_records(tmp_path / profile) for profile in ("cpu", "full"))
+    study = Study.of(cpu, "cpu", full=full)
+    first, second, *_ = documents.results(study).split("\n\n")
+    assert first.startswith("Under the profile `full`") and "With 2 seeds, the main" in flat(first)
+    assert second.startswith("Under the profile `cpu`") and "With 3 seeds, the main" in flat(second)
+    best = {name: [r.accuracy("best") for r in cpu if r.experiment == name] for name in ("main", "no_se")}
+    gain = 100 * (np.mean(best["main"]) - np.mean(best["no_se"]))
+    told = flat(documents.claims(study))
+    assert f"our runs have squeeze-and-excitation {gain:+.2f} points".replace("-0", "−0") in told.replace("-0", "−0")
+    assert "2 of 48 runs" not in told and "4 of 48 runs are recorded" in told
+
+
 def test_every_claim_stands_beside_its_measurement(studies):
     study = studies["whole"]
     made = documents.claims(study)
