@@ -115,9 +115,8 @@ def ablations(study: Study) -> Table:
         for name, row in STUDY.items():
             if row.group == group:
                 p = study.row(name).get("p_holm")
-                small = p is not None and p < 0.001
-                small_p = "$<$0.001" if small else number(p, 3)
-                rows.append((row.title, _accuracy(study.row(name)), small_p, *at_full(name)))
+                shown = "$<$0.001" if p is not None and p < 0.001 else number(p, 3)
+                rows.append((row.title, _accuracy(study.row(name)), shown, *at_full(name)))
     width = len(rows[0])
     return Table("lrrr"[:width], ("Experiment", r"Accuracy (\%)", "$p$", r"\texttt{full}")[:width], rows)
 

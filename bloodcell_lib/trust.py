@@ -61,8 +61,8 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
 
 def with_earlier(subject: Subject, labels: np.ndarray, given: np.ndarray, tta: bool) -> dict[str, Any] | None:
-    """Accuracy once what `out_of_sample` gives is averaged with what the networks say that were trained on to those;
-    `networks`: how many are averaged. None for fresh ones (snapshots of one training; Huang et al. 2017)."""
+    """Accuracy of `given`, of `out_of_sample`, averaged with the probabilities of the networks that its judges went on
+    from: snapshots of one training (Huang et al. 2017). networks: how many are averaged. None where all began fresh."""
     folds = [(subject.earlier(record), held_out.images) for record, held_out in subject.folds()]
     counts = {len(runs) for runs, _ in folds}
     if counts == {0} or len(counts) > 1:
