@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from bloodcell_lib import answers
+from bloodcell_lib import analysis, answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
@@ -66,15 +66,26 @@ def further(study: Study) -> str:
     """What the recipes after the best one change, as the table of recipes has them; "" where none is recorded."""
     found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
     told = f"The others of the table: {'; '.join(found)}." if found else ""
-    return " ".join(filter(None, [told, last_row(study)]))
+    return " ".join(filter(None, [told, last_rows(study)]))
 
 
-def last_row(study: Study) -> str:
-    """Which recipes the table's last row averages; "" where there are no two, and where it is all of ours."""
-    found = together(study)
-    if len(found) < 2 or found == [name for name in OURS if study.runs(name)]:
-        return ""
-    return f"Its last row averages {join([spoken(name) for name in found])}."
+def last_rows(study: Study) -> str:
+    """What the table's last rows average; of recipes, "" where there are no two, and where it is all of ours."""
+    found, told = together(study), []
+    if len(found) > 1 and found != [name for name in OURS if study.runs(name)]:
+        told.append(f"{len(found)} averaged: {join([spoken(name) for name in found])}.")
+    if stages := snapshots(study):
+        told.append(
+            f"{stages['networks']} stages turned: {spoken(str(foremost(study)))} and those that it went on from, "
+            "averaged over the eight symmetries."
+        )
+    return " ".join(told)
+
+
+def snapshots(study: Study) -> dict:
+    """What our foremost recipe's networks reach with those that they went on from, over the symmetries; {} before."""
+    found = analysis.of_experiment(study.analyses, str(foremost(study))).get("trust")
+    return found["result"]["tta"].get("with_earlier") or {} if found else {}
 
 
 def in_view(study: Study) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import analysis, answers, evaluate
-from bloodcell_lib.beyond import spoken
+from bloodcell_lib.beyond import snapshots, spoken
 from bloodcell_lib.compare import averaged, difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
@@ -145,6 +145,9 @@ def recipes(study: Study) -> Table:
     if len(found) > 1:
         reached = share(averaged([study.folds(name) for name in found]))
         rows.append((f"{len(found)} averaged", "", "", "", _share(*reached, digits=2), "", "", ""))
+    if stages := snapshots(study):
+        reached = _share(*(stages[key] for key in ("accuracy", "low", "high")), digits=2)
+        rows.append((f"{stages['networks']} stages turned", "", "", "", reached, "", "", ""))
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)

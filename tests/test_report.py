@@ -397,10 +397,17 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     right, low, high = compare.share(compare.averaged([study.folds(name) for name in ("best", "hardy")]))
     reached = f"{100 * right:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
     assert tables.recipes(study).rows[-1][:5] == ("2 averaged", "", "", "", reached)
-    assert beyond.last_row(study) == "" and tables.recipes(study).rows[-1][0] == "2 averaged"
+    assert beyond.last_rows(study) == "" and tables.recipes(study).rows[-1][0] == "2 averaged"
     write_records(tmp_path, ["magnified"], seeds=(0,))
     more = Study.of(load_records(tmp_path), "cpu", found)
-    assert beyond.last_row(more) == "Its last row averages best and hardy."
+    assert beyond.last_rows(more) == "2 averaged: best and hardy."
+    both = {"networks": 2, "accuracy": 0.9, "low": 0.85, "high": 0.95}
+    found["trust_hardy"] = {"experiment": "hardy", "result": {"tta": {"with_earlier": both}}}
+    turned = Study.of(load_records(tmp_path), "cpu", found)
+    assert tables.recipes(turned).rows[-1][:5] == ("2 stages turned", "", "", "", "90.00 [85.00, 95.00]")
+    assert beyond.last_rows(turned).endswith(
+        "2 stages turned: hardy and those that it went on from, averaged over the eight symmetries."
+    )
 
 
 def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):
