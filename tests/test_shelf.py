@@ -22,24 +22,21 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_published_records_are_those_of_full_once_its_study_is_whole(places):
+def test_published_records_are_those_of_cpu_and_beside_them_those_of_full(places):
     write_records(places / "results" / "cpu", ["main", "no_se"], seeds=(0,))
     place = shelf.find("published", "demo")
     assert (place.runs, place.profile, place.own) == (places / "results" / "cpu", "cpu", False)
     assert place.study == place.runs and place.home == places / "runs" / "published"
     assert place.full() == []
     full = places / "results" / "full"
-    write_records(full, seeds=(0, 1), profile="full")
+    write_records(full, profile="full")
     place = shelf.find("published", "demo")
-    assert place.profile == "cpu"
-    assert {(r.profile, r.seed) for r in place.full()} == {("full", 0), ("full", 1)}
-    write_records(full, seeds=(2,), profile="full")
-    place = shelf.find("published", "demo")
-    assert (place.profile, place.full()) == ("full", [])
-    assert {record.profile for record in place.grid()} == {"full"}
+    assert place.profile == "cpu", "also when the study of full is whole: the recipes and analyses are of cpu"
+    assert {(r.profile, r.seed) for r in place.full()} == {("full", seed) for seed in (0, 1, 2)}
     shutil.rmtree(places / "results" / "cpu")
-    shutil.rmtree(full / "no_se")
-    assert shelf.find("published", "demo").profile == "full"  # nothing else to tell of
+    place = shelf.find("published", "demo")
+    assert (place.profile, place.full()) == ("full", []), "nothing else to tell of"
+    assert {record.profile for record in place.grid()} == {"full"}
 
 
 def test_own_records_are_the_profiles_and_may_be_yet_to_come(places):
