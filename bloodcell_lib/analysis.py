@@ -7,7 +7,7 @@ and with which code, and its result. Figures, tables and sentences come from the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from bloodcell_lib.records import ANALYSES, WEIGHTS, Record, load_records
 from bloodcell_lib.tasks import Task
 
 FORMAT = 1
+SEEN = ("part", "pixels", "crop")  # what of a configuration says what a run saw
 PHOTOGRAPH = 224  # pixels of a side at which whole photographs are read, which the profile `full` reads too
 
 
@@ -62,15 +63,9 @@ class Subject:
                 raise BloodcellError(f"{record.folder} was recorded on other images than those given: give the same.")
         return found
 
-    def peers(self, experiment: str, keys: tuple[str, ...] = ("part", "pixels", "crop")) -> list[Record]:
+    def peers(self, experiment: str, keys: Sequence[str] = SEEN) -> list[Record]:
         """Those of `of` that held the same images out as `records` and saw the same of them, as these keys tell."""
-        own = self.records[0].info
-
-        def alike(info: dict[str, Any]) -> bool:
-            divided = info["data"]["split_sha256"] == own["data"]["split_sha256"]
-            return divided and all(info["config"][key] == own["config"][key] for key in keys)
-
-        return [record for record in self.of(experiment) if alike(record.info)]
+        return [record for record in self.of(experiment) if _alike(record, self.records[0], keys)]
 
     def network(self, record: Record) -> nn.Module:
         """The trained network of a run, on the device, ready to predict: uint8 / 255 in, logits out."""
@@ -116,7 +111,7 @@ class Subject:
             return []
         before = earlier.before(Task(record.experiment, record.seed, self.profile))
         runs = self.of(before.experiment) if before else []
-        found = [run for run in runs if run.seed == record.seed and _seen(run) == _seen(record)]
+        found = [run for run in runs if run.seed == record.seed and _alike(run, record)]
         return [*self.earlier(found[0]), found[0]] if found else []
 
     def judges(self) -> list[tuple[Record, CellImages]]:
@@ -126,9 +121,11 @@ class Subject:
         return folds if len(folds) > 1 else [(record, self.held_out(record)) for record in self.records]
 
 
-def _seen(record: Record) -> list[Any]:
-    """What a run saw of which images."""
-    return [record.info["data"]["split_sha256"], *(record.info["config"][key] for key in ("pixels", "crop"))]
+def _alike(one: Record, other: Record, keys: Sequence[str] = SEEN) -> bool:
+    """Whether two runs held the same images out and saw the same of them, as these keys of their configuration tell."""
+    a, b = one.info, other.info
+    divided = a["data"]["split_sha256"] == b["data"]["split_sha256"]
+    return divided and all(a["config"][key] == b["config"][key] for key in keys)
 
 
 def load_network(record: Record) -> nn.Module:

@@ -76,7 +76,7 @@ def last_rows(study: Study) -> str:
         told.append(f"{len(found)} averaged: {join([spoken(name) for name in found])}.")
     if stages := snapshots(study):
         told.append(
-            f"{stages['networks']} stages turned: {spoken(str(foremost(study)))} and those that it went on from, "
+            f"{stages['networks']} stages turned: {spoken(foremost(study))} and those that it went on from, "
             "averaged over the eight symmetries."
         )
     return " ".join(told)
@@ -84,8 +84,8 @@ def last_rows(study: Study) -> str:
 
 def snapshots(study: Study) -> dict:
     """What our foremost recipe's networks reach with those that they went on from, over the symmetries; {} before."""
-    found = analysis.of_experiment(study.analyses, str(foremost(study))).get("trust")
-    return found["result"]["tta"].get("with_earlier") or {} if found else {}
+    found = analysis.of_experiment(study.analyses, foremost(study) or "").get("trust")
+    return (found and found["result"]["tta"].get("with_earlier")) or {}
 
 
 def in_view(study: Study) -> str:

@@ -14,7 +14,7 @@ from scipy import stats
 from bloodcell_lib import models
 from bloodcell_lib.evaluate import (
     bootstrap_f1,
-    bootstrap_weights,
+    bootstrap_interval,
     by_image,
     macro_f1,
     probabilities,
@@ -32,7 +32,7 @@ UNCOMPARED = {row.group for row in EXPERIMENTS.values() if row.part not in ("spl
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed", "stage", "ablation")
 BEYOND = (*FURTHER, *TRIED)
-LEVELS = ("best", "f1")  # kinds of claims that hold for one size and length of training
+LEVELS = ("best", "f1", "memory")  # kinds of claims that hold for one size and length of training
 
 COLUMNS = (
     *("title", "group", "profile", "course", "seeds", "images", "parameters", "macs"),
@@ -71,7 +71,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int = 10_000
     right = [_hits(frame.loc[images, seeds]) for frame in (ours, theirs)]  # bool (seeds, n) each
     change = right[0].astype(np.float32) - right[1]
     by_seed = 100 * change.mean(1, dtype=float)
-    low, high = _interval(change, resamples, seed)
+    low, high = bootstrap_interval(change, resamples, seed)
     won, lost = int((change > 0).sum()), int((change < 0).sum())
     p = float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
     return Difference(float(by_seed.mean()), _std(by_seed), 100 * low, 100 * high, p, len(seeds))
@@ -138,7 +138,9 @@ def study_table(
         info, frame = group[0].info, frames[name]
         finals = np.array([record.accuracy() for record in group])
         empty = frame.empty
-        low, high = (math.nan, math.nan) if empty else _interval(_hits(frame).astype(np.float32), resamples, seed)
+        low, high = (
+            (math.nan, math.nan) if empty else bootstrap_interval(_hits(frame).astype(np.float32), resamples, seed)
+        )
         base = BASES.get(info["group"], reference)
         compared = base in frames and name != base and info["group"] not in UNCOMPARED
         against = difference(frame, frames[base], resamples, seed) if compared else Difference()
@@ -253,15 +255,16 @@ def _best(claim: Claim, runs: Runs) -> Measured | None:
     n = group[0].info["data"]["validation"]
     mean, seeds = values.mean(), len(values)
     luck = stats.t.ppf(0.975, seeds - 1) * values.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
-    low, high = (mean + math.copysign(math.hypot(end - mean, luck), end - mean) for end in wilson(mean * n, n))
-    return _text(100 * values, "%"), 100 * max(low, 0.0), 100 * min(high, 1.0)
+    low, high = wilson(mean * n, n)
+    low, high = max(mean - math.hypot(mean - low, luck), 0.0), min(mean + math.hypot(high - mean, luck), 1.0)
+    return _text(100 * values, "%"), 100 * low, 100 * high
 
 
 def _runs_that_test(claim: Claim, own: Runs, large: Runs) -> Runs:
     """Those at the reference's size, where they have what is claimed; a gain, with no fewer seeds than the others."""
     if claim.kind == "difference":
         return large if len(_common(claim, large)) >= max(1, len(_common(claim, own))) else own
-    return large if claim.kind in (*LEVELS, "memory") and claim.experiment in large else own
+    return large if claim.kind in LEVELS and claim.experiment in large else own
 
 
 def _common(claim: Claim, runs: Runs) -> set[int]:
@@ -340,14 +343,6 @@ def _by_experiment(records: Sequence[Record]) -> Runs:
 def _hits(frame: pd.DataFrame) -> np.ndarray:
     """Whether each prediction is right, bool (seeds, n)."""
     return np.equal(frame.to_numpy().T, frame.index.get_level_values("label").to_numpy())
-
-
-def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of float32 (seeds, n), over resampled seeds and images."""
-    runs, images = bootstrap_weights(*values.shape, resamples, seed)
-    means = ((images @ values.T) * runs).sum(1) / values.size  # (resamples, seeds) before the sum
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _std(values: np.ndarray) -> float:

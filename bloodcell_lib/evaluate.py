@@ -194,11 +194,17 @@ def bootstrap_weights(seeds: int, images: int, resamples: int, seed: int = 0) ->
     return both[0], both[1]
 
 
+def bootstrap_interval(values: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of float32 (seeds, n), over resampled seeds and images."""
+    runs, images = bootstrap_weights(*values.shape, resamples, seed)
+    means = ((images @ values.T) * runs).sum(1) / values.size  # (resamples, seeds) before the sum
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def bootstrap_mean(values: np.ndarray, resamples: int = 2_000) -> tuple[float, float, float]:
     """Mean of `values` (n,) and its 95 % percentile interval over draws of n, the same draws for the same n."""
-    _, weights = bootstrap_weights(1, len(values), resamples)
-    low, high = np.quantile(weights @ values.astype(np.float32) / len(values), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    return float(values.mean()), *bootstrap_interval(values[None].astype(np.float32), resamples)
 
 
 def bootstrap_f1(records: Sequence[Record], resamples: int = 2_000, seed: int = 0) -> np.ndarray:

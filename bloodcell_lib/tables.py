@@ -160,12 +160,10 @@ def apart(study: Study, group: str) -> Table:
     others = [name for name in variants(base, group) if study.row(name)]
     seeds = {seed for name in others or [base] for seed in study.seeds(name)}
     # Beside rows of one seed, what another seed of the whole recipe reached says nothing.
-    alike = [record for record in study.records if record.experiment != base or record.seed in seeds]
-    study = Study(alike, study.profile, study.analyses)
-    recorded = [name for name in (base, *others) if study.row(name)]
-    rows = []
-    for name in recorded:
-        row = study.row(name)
+    shown = [run for name in (base, *others) for run in study.runs(name) if name != base or run.seed in seeds]
+    beside, rows = Study(shown, study.profile), []
+    for name in beside.table.index:
+        row = beside.row(name)
         gain = _difference(row) if name != base else ""
         rows.append((row["title"], _epochs(study, name), _accuracy(row), gain, *_undone(study, name)))
     width = 6 if any(row[4:] != (DASH, DASH) for row in rows[1:]) else 4

@@ -119,13 +119,13 @@ def holm(study: Study) -> str:
 def by_best_epochs(study: Study) -> str:
     """The claimed gains by best epochs, as the reference states at least some of them; "" where none is measured."""
     found = []
-    for claim in CLAIMS:
-        runs = study.large if study.claims.loc[claim.key, "profile"] == study.large.profile else study
+    for claim in (claim for claim in CLAIMS if claim.kind == "difference"):
+        tested = study if study.claims.loc[claim.key, "profile"] == study.profile else study.large
         ours, theirs = (
-            {record.seed: record.accuracy("best") for record in runs.runs(name)}
+            {record.seed: record.accuracy("best") for record in tested.runs(name)}
             for name in (claim.experiment, claim.against)
         )
-        if claim.kind == "difference" and (seeds := ours.keys() & theirs.keys()):
+        if seeds := ours.keys() & theirs.keys():
             gain = sum(ours[seed] - theirs[seed] for seed in seeds) / len(seeds)
             found.append(f"{in_sentence(claim.claim.partition(',')[0])} {signed(100 * gain)}")
     if not found:
