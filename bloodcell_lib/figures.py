@@ -43,12 +43,19 @@ def architecture(config: ModelConfig, pixels: int) -> Figure:
 
 
 @styled
-def training_curves(records: Sequence[Record]) -> Figure:
-    """Loss and accuracy by epoch of one experiment (main, if it is there): mean over seeds, band from low to high."""
+def training_curves(records: Sequence[Record], narrow: bool = False) -> Figure:
+    """Loss and accuracy by epoch of one experiment (main, if it is there): mean over seeds, band from low to high.
+
+    narrow: one below the other, to stand beside `ablations` in the report.
+    """
     group = evaluate.leading(records)
     title = group[0].info["title"]
     band = "; band: lowest to highest seed" if len(group) > 1 else ""
-    figure, (axes,) = canvas(1.95, f"{title}, {_note(group)}{band}", ncols=2)
+    if narrow:
+        figure, grid = canvas(2.5, _note(group), width=2.15, nrows=2)
+    else:
+        figure, grid = canvas(1.95, f"{title}, {_note(group)}{band}", ncols=2)
+    axes = grid.ravel()
     epochs = min(len(record.info["history"]) for record in group)
     x = np.arange(1, epochs + 1)
     for ax, what, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
@@ -210,7 +217,7 @@ def draw_all(
     drawers: dict[str, Callable[[], Figure]] = {
         "sample_sheet": lambda: sample_sheet(synthetic_cells() if cells is None else cells),
         "architecture": lambda: architecture(ModelConfig(**plan["model"]), plan["pixels"]),
-        "training_curves": lambda: training_curves(records),
+        "training_curves": lambda: training_curves(records, narrow=True),
         "ablations": lambda: ablations(table),
         **{
             name: functools.partial(draw, table)

@@ -12,7 +12,7 @@ from bloodcell_lib.compare import FURTHER, title_of
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.plans import BASES, TRIED
 from bloodcell_lib.reference import CLAIMS
-from bloodcell_lib.style import GREY, INK, canvas, styled
+from bloodcell_lib.style import GREY, INK, WIDTH, canvas, styled
 
 # Okabe and Ito's colours and some of Tol's, told apart by colour-blind readers; one colour a group everywhere.
 GROUP_COLOURS = {
@@ -52,7 +52,7 @@ def ablations(table: pd.DataFrame) -> Figure:
     claims = {
         claim.against: -claim.value for claim in CLAIMS if claim.kind == "difference" and claim.experiment == "main"
     }
-    return _forest(groups, "difference to the main model (points of validation accuracy)", claims)
+    return _forest(groups, "difference to the main model (points)", claims, narrow=True)
 
 
 @styled
@@ -90,8 +90,13 @@ def _compared(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["difference"].notna()]
 
 
-def _forest(groups: Sequence[pd.DataFrame], label: str, claims: Mapping[str, float] | None = None) -> Figure:
-    """A line a row, the groups a little apart, the numbers at the right; claims: by experiment, in points."""
+def _forest(
+    groups: Sequence[pd.DataFrame], label: str, claims: Mapping[str, float] | None = None, narrow: bool = False
+) -> Figure:
+    """A line a row, the groups a little apart, the numbers at the right; claims: by experiment, in points.
+
+    narrow: to stand beside `training_curves` in the report.
+    """
     claims = claims or {}
     chosen = pd.concat([rows for rows in groups if len(rows)])
     lines: list[tuple[float, pd.Series]] = []  # how far down, and the row
@@ -99,7 +104,8 @@ def _forest(groups: Sequence[pd.DataFrame], label: str, claims: Mapping[str, flo
         below = lines[-1][0] + 1.4 if lines else 0.0
         lines += [(below + k, row) for k, (_, row) in enumerate(rows.iterrows())]
     last = lines[-1][0]
-    figure, ((ax,),) = canvas(0.17 * last + 0.85, table_note(chosen, "common_seeds"))
+    note, width, size = table_note(chosen, "common_seeds"), 3.25 if narrow else WIDTH, 7 if narrow else 8
+    figure, ((ax,),) = canvas((0.136 if narrow else 0.17) * last + 0.85, note.split(";")[0] if narrow else note, width)
     for y, row in lines:
         colour = GROUP_COLOURS[row["group"]]
         ax.plot([row["low"], row["high"]], [y, y], color=colour, solid_capstyle="butt", linewidth=1.5)
@@ -107,18 +113,18 @@ def _forest(groups: Sequence[pd.DataFrame], label: str, claims: Mapping[str, flo
         if row.name in claims and row["course"]:
             ax.plot(claims[row.name], y, **CLAIM_MARK)
         words = f"{row['difference']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "−")
-        ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", size=8)
+        ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", size=size)
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.set(ylim=(last + 0.6, -0.6), xlabel=label)
     ax.set_yticks([y for y, _ in lines], [row["title"] for _, row in lines])
     for name, (_, row) in zip(ax.get_yticklabels(), lines):
-        name.set_color(GROUP_COLOURS[row["group"]])
+        name.set(color=GROUP_COLOURS[row["group"]], size=size)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     ax.plot([], [], "o-", color=GREY, label="measured, 95 % interval")
     if chosen.loc[[name for name in chosen.index if name in claims], "course"].any():
         ax.plot([], [], **CLAIM_MARK, label="the reference's claim")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1 if narrow else 2, borderaxespad=0.1, fontsize=size)
     return figure
 
 

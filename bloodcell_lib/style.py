@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from bloodcell_lib import paths
 
-WIDTH, DPI = 5.5, 200  # inches: the text block of the report, so that no figure is scaled there
+WIDTH, DPI = 5.5, 200  # inches: of the report's text block
 FOOT = 0.17  # inches kept free below every figure for its note and its stamp
 INK, GREY, FAINT = "#222222", "#666666", "#DDDDDD"
 RC = {

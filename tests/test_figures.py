@@ -65,6 +65,8 @@ def cells():
     return CellImages(images, torch.tensor(labels), tuple(names), ("",) * len(names), "noise")
 
 
+# Inches of those that stand beside another figure or a table in the report.
+NARROW = {"training_curves": 2.15, "ablations": 3.25, "confusion_matrix": 3.3}
 TABLES = {}
 
 
@@ -80,6 +82,8 @@ def drawn(name, records, cells, config=NETWORKS[0], pixels=224):
         return getattr(figures, name)(table_of(records))
     if name == "architecture":
         return figures.architecture(config, pixels)
+    if name == "training_curves":
+        return figures.training_curves(records, narrow=True)
     return getattr(figures, name)(cells if name in ("class_distribution", "sample_sheet") else records)
 
 
@@ -132,13 +136,18 @@ def test_the_same_for_every_network(config, pixels):
     check_layout(figures.architecture(config, pixels))
 
 
+def test_training_curves_have_their_own_page_too(study, small):
+    for records in (study, small):
+        check_layout(figures.training_curves(records))
+
+
 def test_draw_all_writes_every_figure_twice(study, tmp_path, cells):
     written = figures.draw_all(study, study, {}, cells, tmp_path, stamp="synthetic demo")
     assert set(written) == set(EVERY)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.{s}" for n in EVERY for s in ("pdf", "png"))
     for pdf, png in written.values():
         with Image.open(png) as image:
-            assert image.width == (660 if "confusion" in png.name else 1100)
+            assert image.width == 200 * NARROW.get(png.stem, 5.5)
             assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
             assert np.asarray(image.convert("L")).std() > 5
         raw = pdf.read_bytes()
@@ -146,8 +155,7 @@ def test_draw_all_writes_every_figure_twice(study, tmp_path, cells):
         assert b"/CIDFontType2" in raw
         assert b"CreationDate" not in raw
         assert b"atplotlib" not in raw  # nor its version
-        width = b"237.6 " if "confusion" in pdf.name else b"396 "
-        assert b"MediaBox [ 0 0 " + width in raw  # 3.3 inches or 5.5
+        assert f"MediaBox [ 0 0 {72 * NARROW.get(pdf.stem, 5.5):g} ".encode() in raw
     assert plt.get_fignums() == []
 
 
