@@ -91,14 +91,18 @@ class Subject:
         at = {key: i for i, key in enumerate(zip(whole.labels.tolist(), whole.names))}  # classes may share names
         return whole.subset(at[key] for key in zip(held_out.labels.tolist(), held_out.names))
 
-    def fold_runs(self) -> list[Record]:
-        """The five folds with the lowest seed that has all of them, else the first run of `experiment` by itself."""
+    def whole_folds(self) -> list[list[Record]]:
+        """The runs of the five folds for each seed that has all of them, the lowest first."""
         by_seed: dict[int, list[Record]] = {}
         folds = plans.FOLDS.get(self.experiment, ())
         for name in folds:
             for record in self.of(name):
                 by_seed.setdefault(record.seed, []).append(record)
-        return next((runs for _, runs in sorted(by_seed.items()) if len(runs) == len(folds)), self.records[:1])
+        return [runs for _, runs in sorted(by_seed.items()) if len(runs) == len(folds)]
+
+    def fold_runs(self) -> list[Record]:
+        """The five folds with the lowest seed that has all of them, else the first run of `experiment` by itself."""
+        return next(iter(self.whole_folds()), self.records[:1])
 
     def folds(self) -> list[tuple[Record, CellImages]]:
         """The runs of `fold_runs`, which together predict images none of them was trained on, with these images."""

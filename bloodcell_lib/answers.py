@@ -92,6 +92,11 @@ def averaging(result: Analysis) -> str:
             f", and averaged with those that each went on from, {row['networks']} in all, {100 * row['accuracy']:.2f} "
             f"% ({100 * row['low']:.2f} to {100 * row['high']:.2f} %)"
         )
+        if more := row.get("seeds"):
+            told += (
+                f"; those of {len(more['each'])} seeds, {more['networks']} in all, {100 * more['accuracy']:.2f} % "
+                f"({100 * more['low']:.2f} to {100 * more['high']:.2f} %)"
+            )
     return f"{told}."
 
 

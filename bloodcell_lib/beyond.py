@@ -5,7 +5,7 @@ Each is "" or says so where what it tells is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from bloodcell_lib import analysis, answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
@@ -79,7 +79,31 @@ def last_rows(study: Study) -> str:
             f"{stages['networks']} stages turned: {spoken(foremost(study))} and those that it went on from, "
             "averaged over the eight symmetries."
         )
+        if more := stages.get("seeds"):
+            others = [rf"{number(100 * share, 2)}\,\%" for share in more["each"][1:]]
+            told.append(
+                f"{more['networks']} networks turned: the same of {len(more['each'])} seeds; of the "
+                f"{'other' if len(others) == 1 else 'others'} alone, {join(others)}."
+            )
     return " ".join(told)
+
+
+def by_seeds(counts: Mapping[str, int]) -> str:
+    """Of how many seeds the numbers of these recipes are."""
+    several = {name: seeds for name, seeds in counts.items() if seeds > 1}
+    if not several:
+        return "of one seed"
+    told = [
+        f"{n} seeds for {join([spoken(name) for name, seeds in several.items() if seeds == n])}"
+        for n in dict.fromkeys(several.values())
+    ]
+    return f"of {join(told)}{', else of one' if len(several) < len(counts) else ''}"
+
+
+def seeds_out_of_fold(study: Study, against: str = "") -> dict[str, int]:
+    """Of how many seeds each of ours is told out of fold, or those that it shares with another recipe there."""
+    given = {name: set(out_of_fold(study.folds(name)).columns) for name in together(study)}
+    return {name: len(seeds & given.get(against, seeds)) for name, seeds in given.items() if name != against}
 
 
 def snapshots(study: Study) -> dict:

@@ -98,9 +98,12 @@ def averaged(recipes: Sequence[Sequence[Sequence[Record]]]) -> pd.DataFrame:
 
 
 def share(judged: pd.DataFrame) -> tuple[float, float, float]:
-    """The share of `out_of_fold`'s images that its first seed names rightly, with Wilson's interval."""
-    right, n = int((judged.iloc[:, 0].to_numpy() == judged.index.get_level_values("label")).sum()), len(judged)
-    return right / n, *wilson(right, n)
+    """The share of `out_of_fold`'s images that are named rightly, its mean over seeds, with a 95 % interval: Wilson's
+    for one seed, else the bootstrap over seeds and images."""
+    hits = _hits(judged)
+    right, n = hits.mean(), len(judged)
+    interval = wilson(right * n, n) if len(hits) == 1 else bootstrap_interval(hits.astype(np.float32), 10_000)
+    return float(right), *interval
 
 
 def disagreements(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:

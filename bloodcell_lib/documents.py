@@ -158,8 +158,10 @@ def results(study: Study) -> str:
         "of its accuracy on unchanged pictures, once what the reader reads of each photograph is undone. All: its "
         "accuracy at the site that changes all at once; reader and travelled recipes practised such changes, and no "
         "real other site was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an "
-        "image where these are several. Split: ± over seeds, else of one, in the precision of training. Over best: on "
-        f"the other four folds{beyond.in_view(study)}; of one seed, and of so many comparisons uncorrected."
+        "image where these are several. Split: ± over seeds, else of one, in the precision of training. Out of fold: "
+        f"{beyond.by_seeds(beyond.seeds_out_of_fold(study))}, with 95 % intervals. Over best: on the other four "
+        f"folds{beyond.in_view(study)}; {beyond.by_seeds(beyond.seeds_out_of_fold(study, 'best'))}, and of so many "
+        "comparisons uncorrected."
     )
     parts = [
         _paragraph(*as_stated),

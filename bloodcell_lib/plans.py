@@ -149,16 +149,18 @@ def _best(
     return Experiment(name, title, group, model, train, augmented, part, 0, seeds, crop, size, length)
 
 
-def _other_folds(name: str, title: str, **changes: Any) -> Iterator[Experiment]:
+def _other_folds(name: str, title: str, seeds: int = 1, **changes: Any) -> Iterator[Experiment]:
     """A recipe on the folds that are not the split."""
     for k in range(1, 5):
-        yield _best(f"{name}_fold{k}", f"{title}, fold {k + 1} of 5", f"{name}_cv", part=f"fold{k}", **changes)
+        yield _best(
+            f"{name}_fold{k}", f"{title}, fold {k + 1} of 5", f"{name}_cv", part=f"fold{k}", seeds=seeds, **changes
+        )
 
 
-def _recipe(name: str, title: str, seeds: int = 1, **changes: Any) -> Iterator[Experiment]:
-    """A recipe on the split, with so many seeds; on the other folds and on all images, with one."""
+def _recipe(name: str, title: str, seeds: int = 1, others: int = 1, **changes: Any) -> Iterator[Experiment]:
+    """A recipe on the split, with so many seeds; on the other folds, with so many; on all images, with one."""
     yield _best(name, title, "confirmed", seeds=seeds, **changes)
-    yield from _other_folds(name, title, **changes)
+    yield from _other_folds(name, title, others, **changes)
     yield _best(f"{name}_final", f"{title}, all images", "confirmed", part="all", **changes)
 
 
@@ -226,7 +228,7 @@ EXTRA = _named(
     # Chosen on the split and tried there, on the other folds, and on all images.
     _best("best", "Best recipe", "best", seeds=0),
     _best("best_final", "Best recipe, all images", "best", part="all"),
-    *_other_folds("best", "Best recipe"),
+    *_other_folds("best", "Best recipe", seeds=2),
     # What is tried on its short form below, and promises something elsewhere, on the whole recipe.
     _best("best_white_point", "Best recipe, white point", "confirmed", seeds=0, model=_WHITE),
     _best("best_remedies", "Best recipe, all remedies", "confirmed", seeds=0, model=_WHITE, **_REMEDIES),
@@ -254,7 +256,7 @@ EXTRA = _named(
     _stage("unseasoned", "Travelled recipe, not seasoned", TrainConfig(after="magnified", warmup=1, copies=2), 0.7),
     _stage("at_once", "Travelled recipe, at once", TrainConfig(copies=2), 1.2),
     # Nothing from elsewhere, which did most for our own photographs, and at once.
-    *_recipe("patient", "Patient recipe", seeds=0, **_PATIENT),
+    *_recipe("patient", "Patient recipe", seeds=0, others=2, **_PATIENT),
     # Taken apart, one lever at a time; `travelled_in_half` tells what half precision does.
     _less("longer", "no longer than best", length=1.5),
     _less("magnified", "not magnified", crop=None, size=2.0),
@@ -262,8 +264,8 @@ EXTRA = _named(
     _less("scaled", "not scaled", scale=(1.0, 1.0)),
     _less("halved", "not shrunk by the network", model=_BEST_NETWORK, size=_MAGNIFIED["size"]),
     # And then with what comes back from elsewhere.
-    *_recipe("patient_travelled", "Patient recipe, travelled", seeds=0, **_ABROAD),
-    *_recipe("well_travelled", "Well-travelled recipe", seeds=0, **_FAR),
+    *_recipe("patient_travelled", "Patient recipe, travelled", seeds=0, others=2, **_ABROAD),
+    *_recipe("well_travelled", "Well-travelled recipe", seeds=0, others=2, **_FAR),
     # The same in a quarter of the time, which what follows is set against: remedies against other microscopes and
     # stains, finer labels, and the recipe with one part less, or one more.
     _short("best_short", "Best recipe, short", "best", seeds=0),

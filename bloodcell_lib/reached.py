@@ -67,8 +67,7 @@ def cross_validation(study: Study, name: str = "main") -> str:
     )
     if name != "main":
         return f"{told}."
-    seed = judged.columns[0]
-    scores = [100 * r.accuracy() for part in parts for r in part if r.seed == seed]
+    scores = [100 * r.accuracy() for part in parts for r in part if r.seed in judged.columns]
     return rf"{told}; single folds lie between {number(min(scores), 2)} and {number(max(scores), 2)}\,\%."
 
 
@@ -97,9 +96,10 @@ def together(study: Study) -> list[str]:
 
 
 def rightly(judged: pd.DataFrame) -> tuple[str, str, str]:
-    """`compare.share` of images in words, of how many, and its interval."""
+    """`compare.share` of images in words, of how many, and its interval, with the seeds where there are several."""
     share, low, high = (number(100 * value, 2) for value in compare.share(judged))
-    return rf"{share}\,\%", count(len(judged)), rf"95\,\% interval {low} to {high}\,\%"
+    seeds = "" if judged.shape[1] == 1 else f"mean of {judged.shape[1]} seeds, "
+    return rf"{share}\,\%", count(len(judged)), rf"{seeds}95\,\% interval {low} to {high}\,\%"
 
 
 def classes(study: Study, name: str = "main") -> str:

@@ -67,8 +67,9 @@ def sentence(study: Study) -> str:
     first, *others = wrong.columns
     touched = pd.Series([*wrong.index.get_level_values("label"), *wrong[first]]).value_counts()
     same = sorted(int((wrong[name] == wrong[first]).sum()) for name in others)
+    seed = ", of its first seed" if out_of_fold(study.folds(first)).shape[1] > 1 else ""
     told = (
-        f"Of {RECIPES[first]}'s {plural(len(wrong), 'mistake')} outside of training, {touched.iloc[0]} have "
+        f"Of {RECIPES[first]}'s {plural(len(wrong), 'mistake')} outside of training{seed}, {touched.iloc[0]} have "
         f"{TITLES[touched.index[0]].lower()} as their label or as the answer. The networks of "
     )
     if len(others) == 1:

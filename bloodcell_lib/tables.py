@@ -148,6 +148,9 @@ def recipes(study: Study) -> Table:
     if stages := snapshots(study):
         reached = _share(*(stages[key] for key in ("accuracy", "low", "high")), digits=2)
         rows.append((f"{stages['networks']} stages turned", "", "", "", reached, "", "", ""))
+        if more := stages.get("seeds"):
+            reached = _share(*(more[key] for key in ("accuracy", "low", "high")), digits=2)
+            rows.append((f"{more['networks']} networks turned", "", "", "", reached, "", "", ""))
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from bloodcell_lib import calibration
 from bloodcell_lib.analysis import Subject, logits
 from bloodcell_lib.evaluate import wilson
+from bloodcell_lib.records import Record
 
 LEVELS = (0.95, 0.99)  # of the prediction sets
 WANTED = (0.99, 0.995)  # accuracy on the cells that are not left to a human
@@ -56,20 +58,35 @@ def analyse(subject: Subject) -> dict[str, Any]:
     }
     for name, tta in KINDS.items():
         labels, given, parts = out_of_sample(subject, tta)
-        result[name] = judged(labels, given, parts) | {"with_earlier": with_earlier(subject, labels, given, tta)}
+        result[name] = judged(labels, given, parts) | {"with_earlier": with_earlier(subject, labels, tta)}
     return result
 
 
-def with_earlier(subject: Subject, labels: np.ndarray, given: np.ndarray, tta: bool) -> dict[str, Any] | None:
-    """Accuracy of `given`, of `out_of_sample`, averaged with the probabilities of the networks that its judges went on
-    from: snapshots of one training (Huang et al. 2017). networks: how many are averaged. None where all began fresh."""
-    folds = [(subject.earlier(record), held_out.images) for record, held_out in subject.folds()]
-    counts = {len(runs) for runs, _ in folds}
-    if counts == {0} or len(counts) > 1:
+def with_earlier(subject: Subject, labels: np.ndarray, tta: bool) -> dict[str, Any] | None:
+    """Accuracy where the judges of `out_of_sample`, whose labels these are, are averaged with the networks that they
+    went on from: snapshots of one training (Huang et al. 2017). networks: how many are averaged; None where all began
+    fresh. seeds: the same where the folds have further seeds, all averaged, and what each of them reaches; else None.
+    """
+    whole = subject.whole_folds() or [subject.fold_runs()]
+    counts = {1 + len(subject.earlier(run)) for runs in whole for run in runs}
+    if counts == {1} or len(counts) > 1:
         return None
-    before = [sum(probabilities(subject.network(run), images, tta) for run in runs) for runs, images in folds]
-    networks = 1 + counts.pop()
-    return {"networks": networks, **_accuracy(labels, (given + np.concatenate(before)) / networks)}
+    each, networks = [_averaged_with_earlier(subject, runs, tta) for runs in whole], counts.pop()
+    seeds = {
+        "networks": networks * len(each),
+        "each": [_accuracy(labels, given)["accuracy"] for given in each],
+        **_accuracy(labels, np.mean(each, axis=0)),
+    }
+    return {"networks": networks, **_accuracy(labels, each[0]), "seeds": seeds if len(each) > 1 else None}
+
+
+def _averaged_with_earlier(subject: Subject, runs: Sequence[Record], tta: bool) -> np.ndarray:
+    """float64 (n, 8): for the images that each run held out, its probabilities and those of its earlier ones."""
+    parts = []
+    for run in runs:
+        networks, images = [*subject.earlier(run), run], subject.held_out(run).images
+        parts.append(np.mean([probabilities(subject.network(one), images, tta) for one in networks], axis=0))
+    return np.concatenate(parts)
 
 
 def judged(labels: np.ndarray, given: np.ndarray, parts: np.ndarray) -> dict[str, Any]:

@@ -405,9 +405,29 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     found["trust_hardy"] = {"experiment": "hardy", "result": {"tta": {"with_earlier": both}}}
     turned = Study.of(load_records(tmp_path), "cpu", found)
     assert tables.recipes(turned).rows[-1][:5] == ("2 stages turned", "", "", "", "90.00 [85.00, 95.00]")
+    told = "2 stages turned: hardy and those that it went on from, averaged over the eight symmetries."
+    assert beyond.last_rows(turned).endswith(told)
+    both["seeds"] = {"networks": 4, "each": [0.9, 0.91], "accuracy": 0.92, "low": 0.87, "high": 0.96}
+    assert tables.recipes(turned).rows[-1][:5] == ("4 networks turned", "", "", "", "92.00 [87.00, 96.00]")
     assert beyond.last_rows(turned).endswith(
-        "2 stages turned: hardy and those that it went on from, averaged over the eight symmetries."
+        rf"{told} 4 networks turned: the same of 2 seeds; of the other alone, 91.00\,\%."
     )
+
+
+def test_of_how_many_seeds_the_folds_are(tmp_path):
+    write_records(tmp_path, [*FOLDS["best"], *FOLDS["hardy"]], seeds=(0,))
+    write_records(tmp_path, FOLDS["hardy"], seeds=(1,))
+    study = Study.of(load_records(tmp_path), "cpu")
+    counts = beyond.seeds_out_of_fold(study)
+    assert counts == {"best": 1, "hardy": 2} and beyond.by_seeds(counts) == "of 2 seeds for hardy, else of one"
+    shared = beyond.seeds_out_of_fold(study, "best")
+    assert shared == {"hardy": 1} and beyond.by_seeds(shared) == "of one seed"
+    assert beyond.by_seeds({"best": 2, "patient_travelled": 2}) == "of 2 seeds for best and patient travelled"
+    runs = [[r.accuracy() for fold in FOLDS["hardy"] for r in study.runs(fold) if r.seed == seed] for seed in (0, 1)]
+    told = beyond.best_in_short(study)
+    assert rf"names {100 * np.mean(runs):.2f}\,\% of all 3,200" in told and r"(mean of 2 seeds, 95\,\% int" in told
+    row = next(row for row in tables.recipes(study).rows if row[0] == "Hardy")
+    assert row[4].startswith(f"{100 * np.mean(runs):.2f} [")
 
 
 def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):

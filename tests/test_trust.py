@@ -9,7 +9,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, answers, cli, paths, records, shelf, trust, views
+from bloodcell_lib import analysis, answers, cli, paths, plans, records, shelf, trust, views
 from bloodcell_lib.errors import BloodcellError
 
 
@@ -113,14 +113,31 @@ def test_an_unknown_analysis_is_told(subject, monkeypatch):
 def test_networks_are_averaged_with_those_that_they_went_on_from(subject, monkeypatch):
     record, before = subject.records
     held_out = subject.held_out(record)
-    labels, both = held_out.labels.numpy(), [subject.network(run) for run in (record, before)]
-    given = trust.probabilities(both[0], held_out.images, tta=True)
-    monkeypatch.setattr(analysis.Subject, "folds", lambda self: [(record, held_out)])
-    assert trust.with_earlier(subject, labels, given, tta=True) is None, "a fresh network goes on from none"
+    labels = held_out.labels.numpy()
+    given, earlier = (trust.probabilities(subject.network(run), held_out.images, tta=True) for run in (record, before))
+
+    def right(*averaged: np.ndarray) -> float:
+        return (np.mean(averaged, axis=0).argmax(1) == labels).mean()
+
+    monkeypatch.setattr(analysis.Subject, "whole_folds", lambda self: [[record]])
+    assert trust.with_earlier(subject, labels, tta=True) is None, "a fresh network goes on from none"
     monkeypatch.setattr(analysis.Subject, "earlier", lambda self, run: [before])
-    found = trust.with_earlier(subject, labels, given, tta=True)
-    mean = (given + trust.probabilities(both[1], held_out.images, tta=True)) / 2
-    assert found["networks"] == 2 and found["accuracy"] == np.mean(mean.argmax(1) == labels)
+    found = trust.with_earlier(subject, labels, tta=True)
+    assert found["networks"] == 2 and found["accuracy"] == right(given, earlier) and found["seeds"] is None
+    monkeypatch.setattr(analysis.Subject, "whole_folds", lambda self: [[record], [before]])
+    found = trust.with_earlier(subject, labels, tta=True)
+    assert found["networks"] == 2 and found["accuracy"] == right(given, earlier), "the first seed alone"
+    both = found["seeds"]
+    assert both["each"] == [right(given, earlier), right(earlier)]
+    assert both["networks"] == 4 and both["accuracy"] == right(given, earlier, earlier, earlier)
+
+
+def test_folds_are_told_by_seed(subject):
+    whole = subject.whole_folds()
+    assert whole[0] == subject.fold_runs() and len(whole[0]) == 5
+    for runs in whole:
+        assert len({run.seed for run in runs}) == 1
+        assert [run.experiment for run in runs] == list(plans.FOLDS["main"])
 
 
 def test_those_that_a_network_went_on_from_saw_the_same():
