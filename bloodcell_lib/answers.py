@@ -20,6 +20,7 @@ from bloodcell_lib.travel import titles
 from bloodcell_lib.unknown import SCORES, means
 
 Analysis = dict[str, Any]
+SAID = {"max_softmax": "largest softmax", "energy": "energy", "mahalanobis": "Mahalanobis distance"}  # as in SCORES
 NAMED, WORST = 3, 4  # rivals and sites that a sentence names, at most
 
 
@@ -101,15 +102,21 @@ def averaging(result: Analysis) -> str:
 
 
 def painting(result: Analysis) -> str:
-    """Accuracy on the cell alone, on the background alone, on another's background."""
+    """Accuracy on the cell alone, on the background alone, on another's background, which mistakes may follow."""
     alone, without = (result["conditions"][key] for key in ("cell_alone", "background_alone"))
-    less = result["other_less_same"]
-    return (
+    less, followed = (result[key] for key in ("other_less_same", "background_followed"))
+    told = (
         f"With the cell alone {100 * alone['accuracy']:.1f} % are right ({_interval(alone)}), with the background "
         f"alone {100 * without['accuracy']:.1f} % ({_interval(without)}; chance {100 / len(TITLES):g} %). Another "
         f"class's background, against one of the same class, changes accuracy by {_signed(less['points'], 1)} points "
-        f"({_span(less['low'], less['high'], 1)})."
+        f"({_span(less['low'], less['high'], 1)})"
     )
+    if followed["wrong"]:
+        told += (
+            f"; {100 * followed['share']:.0f} % of the mistakes there name the background's class "
+            f"({_interval(followed)}; one in {len(TITLES) - 1} by chance)"
+        )
+    return f"{told}."
 
 
 def heat(result: Analysis) -> str:
@@ -273,11 +280,11 @@ def unknown(result: Analysis) -> str:
     for kind, words in (("left_out", "a class that was left out of training"), ("main", "pictures of no cell")):
         if result[kind]:
             auroc, rates = (means(result[kind], measure) for measure in ("auroc", "fpr95"))
-            scores = ", ".join(f"{SCORES[s]} {auroc[s]:.3f}" for s in SCORES)
+            scores = ", ".join(f"{auroc[s]:.3f} by the {SAID[s]}" for s in SCORES)
             best = max(auroc, key=lambda s: auroc[s])
             told.append(
-                f"For {words} the mean AUROC is {scores}; with {SCORES[best]}, {100 * rates[best]:.0f} % of the "
-                f"unknown pass where {100 * result['tpr']:g} % of the known do."
+                f"For {words} the mean AUROC{'' if told else ' (a coin has 0.5)'} is {scores}; with the {SAID[best]}, "
+                f"{100 * rates[best]:.0f} % of the unknown pass where {100 * result['tpr']:g} % of the known do."
             )
     if result["left_out"]:
         known = sorted(100 * row["accuracy"]["accuracy"] for row in result["left_out"].values())

@@ -84,11 +84,10 @@ def locate(coarse: Tensor, masks: Masks, seed: int = 0) -> dict[str, np.ndarray]
     """Shares, float (n,) each, of maps (n, h, w) and masks (n, H, W). Nan where a map is 0 all over.
 
     inside: of the heat that lies in the cell; inside_other: in the cell of another image, drawn at random, which is
-    what a map that merely points to the middle reaches; area: of the picture that is cell; halo and halo_area: the
-    same with the cell's halo; nucleus and nucleus_area: of the heat in the cell and of the cell's area, that lies in
-    the nucleus; ceiling: inside, of the mask itself shown as coarsely as the maps. hit: whether the hottest pixel lies
-    in the cell (the pointing game of Zhang et al. 2018, without its tolerance), centre_hit: whether the picture's
-    centre does.
+    what a map that merely points to the middle reaches; area: of the picture that is cell; nucleus and nucleus_area:
+    of the heat in the cell and of the cell's area, that lies in the nucleus; ceiling: inside, of the mask itself shown
+    as coarsely as the maps. hit: whether the hottest pixel lies in the cell (the pointing game of Zhang et al. 2018,
+    without its tolerance), centre_hit: whether the picture's centre does.
     """
     n, h, w = masks.cell.shape
     maps = gradcam.enlarged(coarse, (h, w))
@@ -97,14 +96,11 @@ def locate(coarse: Tensor, masks: Masks, seed: int = 0) -> dict[str, np.ndarray]
     hottest = maps.flatten(1).argmax(1, keepdim=True)
     warm = maps.flatten(1).amax(1) > 0
     hit = torch.where(warm, cell.flatten(1).gather(1, hottest)[:, 0].double(), torch.nan)
-    halo = wider(cell)
     ones = torch.ones_like(maps)
     found = {
         "inside": _share(maps, cell),
         "inside_other": _share(maps, other),
         "area": _share(ones, cell),
-        "halo": _share(maps, halo),
-        "halo_area": _share(ones, halo),
         "nucleus": _share(maps * cell, masks.nucleus),
         "nucleus_area": _share(cell.float(), masks.nucleus),
         "ceiling": _share(gradcam.enlarged(limit, (h, w)), cell),
