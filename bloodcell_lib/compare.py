@@ -1,39 +1,32 @@
-"""The study compared: each experiment against the main one, and the reference's claims against what was measured."""
+"""The study compared: each experiment against the main one, or against what it changes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
-from bloodcell_lib import models
 from bloodcell_lib.evaluate import (
-    bootstrap_f1,
     bootstrap_interval,
     by_image,
-    macro_f1,
     probabilities,
     validated,
     wilson,
 )
-from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import BASES, EXPERIMENTS, TRIED
-from bloodcell_lib.records import Record, is_demo
-from bloodcell_lib.reference import CLAIMS, Claim
+from bloodcell_lib.records import Record
 
-AGREES, DIFFERS, UNTESTED = "agrees", "does not", "cannot be tested"
 # Groups of rows that are no rivals of the main model: they are judged by other images.
 UNCOMPARED = {row.group for row in EXPERIMENTS.values() if row.part not in ("split", "all")}
 # Groups of changes that the reference's study does not have: to the main recipe and to what followed from it.
 FURTHER = ("speed", "lever", "best", "confirmed", "stage", "ablation")
 BEYOND = (*FURTHER, *TRIED)
-LEVELS = ("best", "f1", "memory")  # kinds of claims that hold for one size and length of training
 
+Runs = dict[str, list[Record]]  # of each experiment
 COLUMNS = (
     *("title", "group", "profile", "course", "seeds", "images", "parameters", "macs"),
     *("mean", "std", "mean_low", "mean_high", "best_epoch_mean"),
@@ -134,7 +127,7 @@ def study_table(
     compared. nan where nothing is shared with the reference, or where it is absent. Raises BloodcellError for two
     records of one experiment and seed.
     """
-    runs = _by_experiment(records)
+    runs = by_experiment(records)
     frames = {name: by_image(group) for name, group in runs.items()}
     rows = {}
     for name, group in runs.items():
@@ -191,47 +184,12 @@ def of_study(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["group"].isin((*BEYOND, *UNCOMPARED))]
 
 
-def claims_table(records: Sequence[Record], full: Sequence[Record] = ()) -> pd.DataFrame:
-    """The reference's claims beside measurements: claim, stated, elsewhere, measured, low, high, verdict.
-
-    full: records under `full` beside those of a study under another profile. Also unit, source and profile (which one
-    was measured, "" for none); indexed by the claim's key. low and high are a 95 % interval in `unit`: for an accuracy,
-    Wilson's for the mean over seeds in the images of one validation set (seeds are no further images), made wider by
-    Student's t for the mean of these seeds, as independent errors add up; for a difference and for F1, the bootstrap
-    over seeds and images; for memory, the range over seeds; a parameter count is exact. The rule: "agrees" if the
-    stated value, within its own rounding, lies in the interval; "does not" if it lies outside; "cannot be tested" where
-    no record can say, as for hidden labels or somebody else's card. Only runs on the course's images under the profiles
-    `cpu` and `full` count. A level (an accuracy, an F1) is tested by `full` alone, because less size and fewer epochs
-    reach less; a gain is claimed of a part, and tested at `cpu`'s size only where `full` has fewer seeds of both runs.
-    Memory is told and not tested: it depends on the program.
-    """
-    own, large = (
-        _by_experiment([r for r in some if r.info["data"]["course"] and not is_demo(r.profile)])
-        for some in (records, full)
-    )
-    rows = {}
-    for claim in CLAIMS:
-        runs = _runs_that_test(claim, own, large)
-        measured = MEASURE[claim.kind](claim, runs) if claim.kind else None
-        text, low, high = measured or ("", math.nan, math.nan)
-        profile = runs[claim.experiment][0].profile if measured and claim.experiment in runs else ""
-        verdict = UNTESTED
-        if measured and claim.kind != "memory" and (claim.kind not in LEVELS or profile == "full"):
-            inside = low - claim.rounding <= claim.value <= high + claim.rounding
-            verdict = AGREES if inside else DIFFERS
-        rows[claim.key] = {
-            "claim": claim.claim,
-            "stated": claim.stated,
-            "elsewhere": claim.elsewhere,
-            "measured": text,
-            "low": low,
-            "high": high,
-            "verdict": verdict,
-            "unit": claim.unit,
-            "source": claim.source,
-            "profile": profile,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
+def by_experiment(records: Sequence[Record]) -> Runs:
+    """Those that validated, by the name of their experiment."""
+    runs: Runs = {}
+    for record in validated(records):
+        runs.setdefault(record.experiment, []).append(record)
+    return runs
 
 
 def title_of(name: str, recorded: str = "") -> str:
@@ -244,103 +202,6 @@ def in_sentence(title: str) -> str:
     """A title inside of a sentence; a proper name, as ResNet-18, keeps its capital."""
     first = title.split()[0][1:]
     return title if first != first.lower() else title[0].lower() + title[1:]
-
-
-Runs = dict[str, list[Record]]
-Measured = tuple[str, float, float]  # text, low, high
-
-
-def _best(claim: Claim, runs: Runs) -> Measured | None:
-    group = runs.get(claim.experiment)
-    if not group:
-        return None
-    values = np.array([record.accuracy("best") for record in group])
-    n = group[0].info["data"]["validation"]
-    mean, seeds = values.mean(), len(values)
-    luck = stats.t.ppf(0.975, seeds - 1) * values.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
-    low, high = wilson(mean * n, n)
-    low, high = max(mean - math.hypot(mean - low, luck), 0.0), min(mean + math.hypot(high - mean, luck), 1.0)
-    return _text(100 * values, "%"), 100 * low, 100 * high
-
-
-def _runs_that_test(claim: Claim, own: Runs, large: Runs) -> Runs:
-    """Those at the reference's size, where they have what is claimed; a gain, with no fewer seeds than the others."""
-    if claim.kind == "difference":
-        return large if len(_common(claim, large)) >= max(1, len(_common(claim, own))) else own
-    return large if claim.kind in LEVELS and claim.experiment in large else own
-
-
-def _common(claim: Claim, runs: Runs) -> set[int]:
-    """The seeds of both experiments of a gain."""
-    seeds = [{record.seed for record in runs.get(name, [])} for name in (claim.experiment, claim.against)]
-    return seeds[0] & seeds[1]
-
-
-def _gain(claim: Claim, runs: Runs) -> Measured | None:
-    if claim.experiment not in runs or claim.against not in runs:
-        return None
-    gain = difference(by_image(runs[claim.experiment]), by_image(runs[claim.against]))
-    if not gain.seeds:
-        return None
-    spread = "" if math.isnan(gain.std) else f" ± {gain.std:.2f}"
-    return f"{gain.mean:+.2f}{spread} (n = {gain.seeds})", gain.low, gain.high
-
-
-def _f1(claim: Claim, runs: Runs) -> Measured | None:
-    group = runs.get(claim.experiment)
-    if not group:
-        return None
-    values = np.array([_macro_f1(record) for record in group])
-    low, high = np.quantile(bootstrap_f1(group).mean(1), [0.025, 0.975])
-    return _text(values, "", 3), float(low), float(high)
-
-
-def _parameters(claim: Claim, runs: Runs) -> Measured | None:
-    with torch.device("meta"):  # no memory, and nothing drawn from the global random state
-        count = models.parameters(models.build(ModelConfig(claim.experiment)))
-    how = "its blocks as described" if claim.experiment == "as_described" else "built"
-    return f"{count:,} ({how})", count, count
-
-
-def _memory(claim: Claim, runs: Runs) -> Measured | None:
-    # The peak depends on size and batch, and little on which card; a processor's memory is another quantity.
-    group = [
-        record
-        for record in runs.get(claim.experiment, [])
-        if "NVIDIA" in record.info["machine"]["device"]
-        and record.info["config"]["pixels"] == 224
-        and record.info["config"]["train"]["batch_size"] == 32
-    ]
-    if not group:
-        return None
-    values = np.array([record.info["peak_memory_bytes"] for record in group]) / 1e9
-    return _text(values, "GB"), float(values.min()), float(values.max())
-
-
-MEASURE: dict[str, Callable[[Claim, Runs], Measured | None]] = {
-    "best": _best,
-    "difference": _gain,
-    "f1": _f1,
-    "parameters": _parameters,
-    "memory": _memory,
-}
-
-
-def _text(values: np.ndarray, unit: str, digits: int = 2) -> str:
-    spread = "" if len(values) == 1 else f" ± {values.std(ddof=1):.{digits}f}"
-    return f"{values.mean():.{digits}f}{spread}{' ' if unit else ''}{unit} (n = {len(values)})"
-
-
-def _macro_f1(record: Record) -> float:
-    run = record.validation()
-    return macro_f1(run.labels, run.predicted)
-
-
-def _by_experiment(records: Sequence[Record]) -> Runs:
-    runs: Runs = {}
-    for record in validated(records):
-        runs.setdefault(record.experiment, []).append(record)
-    return runs
 
 
 def _hits(frame: pd.DataFrame) -> np.ndarray:

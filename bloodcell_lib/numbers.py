@@ -21,7 +21,8 @@ import torch
 
 from bloodcell_lib import evaluate, models, paths, plans
 from bloodcell_lib.analysis import load_analyses
-from bloodcell_lib.compare import claims_table, study_table
+from bloodcell_lib.claims import claims_table
+from bloodcell_lib.compare import study_table
 from bloodcell_lib.latex import DASH, count, escape, join, number, plain, signed
 from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
@@ -109,7 +110,7 @@ class Study:
 
     @cached_property
     def claims(self) -> pd.DataFrame:
-        """Of `compare.claims_table`."""
+        """Of `claims.claims_table`."""
         return claims_table(self.records, self.full)
 
     @cached_property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bloodcell_lib import beyond, reached, second_reader, verdicts
-from bloodcell_lib.compare import AGREES, DIFFERS
+from bloodcell_lib.claims import AGREES, DIFFERS
 from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.latex import count, escape, join, plural
 from bloodcell_lib.numbers import REFERENCE_EPOCHS, REFERENCE_PIXELS, Study

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bloodcell_lib.compare import AGREES, DIFFERS, in_sentence, of_study
+from bloodcell_lib.claims import AGREES, DIFFERS
+from bloodcell_lib.compare import in_sentence, of_study
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import STUDY
