@@ -122,13 +122,19 @@ def painting(result: Analysis) -> str:
 def heat(result: Analysis) -> str:
     """How much of Grad-CAM's heat lies in the cell."""
     where = result["location"]
+    if where["cold"] == where["images"]:
+        return "No map shows any heat."
     gain = where["inside_less_other"]
     inside, area, hit, centre = (f"{100 * where[key]['mean']:.0f} %" for key in ("inside", "area", "hit", "centre_hit"))
+    nucleus = ""
+    if "nucleus" in where:  # some cell has one
+        within, share = (f"{100 * where[key]['mean']:.0f} %" for key in ("nucleus", "nucleus_area"))
+        nucleus = f" Of the heat in the cell, {within} lies in its nucleus, which fills {share} of it."
     return (
         f"{inside} of the heat lies in the cell, which fills {area} of the picture: "
         f"{_signed(100 * gain['mean'], 1)} points ({_span(100 * gain['low'], 100 * gain['high'], 1)}) more than in "
-        f"another image's cell. The hottest pixel lies in the cell in {hit} of the pictures, the middle of the picture "
-        f"in {centre}."
+        f"another image's cell.{nucleus} The hottest pixel lies in the cell in {hit} of the pictures, the middle of "
+        f"the picture in {centre}."
     )
 
 

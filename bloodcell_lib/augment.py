@@ -84,7 +84,7 @@ class Augment:
                 return torch.ones(n, device=batch.device)
             return torch.randint(0, 2, (n,), generator=generator, device=batch.device) * 2.0 - 1
 
-        # Every parameter is drawn whether or not it is used, so that switching a part off leaves the others' draws.
+        # All but flips are drawn whether or not they are used, so that switching one off leaves the others' draws.
         flip_x, flip_y = sign(), sign()
         angle = uniform(-c.rotation, c.rotation)
         scale = uniform(*c.scale)

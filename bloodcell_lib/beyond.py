@@ -152,7 +152,7 @@ def _likewise(info: dict) -> str:
 
 
 def _farther(info: dict) -> str:
-    return f"those trained on with {info['config']['train']['copies']} versions of each"
+    return f"those trained on with {info['config']['train']['copies']} more versions of each"
 
 
 # What each recipe after the best one changes in it.
@@ -224,10 +224,13 @@ def doubts(study: Study) -> str:
     if not {"labels", "labels_best"} <= study.analyses.keys():
         return ""
     main, best = (study.analyses[name]["result"] for name in ("labels", "labels_best"))
-    both = len({row["name"] for row in main["suspects"]} & {row["name"] for row in best["suspects"]})
     few = plural(best["suspected"], "label")
-    told = f"The best recipe's networks suspect {few}, the main recipe's {main['suspected']}, with {both} in common"
-    if 2 * both < main["suspected"] == len(main["suspects"]):
+    told = f"The best recipe's networks suspect {few}, the main recipe's {main['suspected']}"
+    if any(row["suspected"] > len(row["suspects"]) for row in (main, best)):  # not all of them are listed
+        return f"{told}."
+    both = len({row["name"] for row in main["suspects"]} & {row["name"] for row in best["suspects"]})
+    told += f", with {both} in common"
+    if 2 * both < main["suspected"]:
         told += ": most of what looks like a wrong label is a network's own mistake"
     return f"{told}."
 

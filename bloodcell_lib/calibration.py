@@ -141,7 +141,7 @@ def abstention(
     """Leaves the least sure cells to a human so that the rest is right in the share `wanted`.
 
     The least confidence that is kept is chosen on the other parts, as the lowest that reaches `wanted` there. Gives
-    threshold (mean over parts), coverage (share kept), kept, wrong (among them), accuracy with low and high.
+    coverage (share kept), kept, wrong (among them), accuracy with low and high.
     """
 
     def fit(given: np.ndarray, truth: np.ndarray) -> float:
@@ -149,17 +149,15 @@ def abstention(
         order = np.argsort(-confidence, kind="stable")
         right = (given.argmax(1) == truth)[order]
         good = np.flatnonzero(right.cumsum() / np.arange(1, len(right) + 1) >= wanted)
-        return float(confidence[order][good[-1]]) if len(good) else 1.0
+        return float(confidence[order][good[-1]]) if len(good) else np.inf
 
-    kept, thresholds = np.zeros(len(labels), dtype=bool), []
+    kept = np.zeros(len(labels), dtype=bool)
     for inside, outside, seen in _tempered(probabilities, parts, temperatures):
-        thresholds.append(fit(seen[outside], labels[outside]))
-        kept[inside] = seen[inside].max(1) >= thresholds[-1]
+        kept[inside] = seen[inside].max(1) >= fit(seen[outside], labels[outside])
     n, hits = int(kept.sum()), int((probabilities.argmax(1) == labels)[kept].sum())
     low, high = wilson(hits, n) if n else (np.nan, np.nan)
     accuracy = hits / n if n else np.nan
     return {
-        "threshold": float(np.mean(thresholds)),
         "coverage": n / len(labels),
         "kept": n,
         "wrong": n - hits,
@@ -193,7 +191,7 @@ def prediction_sets(
 
 
 def set_scores(labels: np.ndarray, sets: np.ndarray) -> dict[str, float]:
-    """coverage with low and high (Wilson), worst_class (least coverage of a class), size (mean), single, empty."""
+    """coverage with low and high (Wilson), worst_class (least coverage of a class), size (mean), empty."""
     inside, size = sets[np.arange(len(labels)), labels], sets.sum(1)
     low, high = wilson(int(inside.sum()), len(labels))
     return {
@@ -202,7 +200,6 @@ def set_scores(labels: np.ndarray, sets: np.ndarray) -> dict[str, float]:
         "high": high,
         "worst_class": float(min(inside[labels == k].mean() for k in np.unique(labels))),
         "size": float(size.mean()),
-        "single": float((size == 1).mean()),
         "empty": float((size == 0).mean()),
     }
 

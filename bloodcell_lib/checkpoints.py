@@ -24,7 +24,7 @@ def save(
     """Writes the states of `parts` and of every random generator, whole or not at all.
 
     identity: JSON of what a run must share to go on from here. generator: the training's own, on its device. seconds:
-    spent so far. Raises OSError where the disk has no room.
+    spent so far. Raises BloodcellError where the disk has no room.
     """
     random = {"own": generator.get_state(), "cpu": torch.get_rng_state()}
     if generator.device.type == "cuda":

@@ -334,11 +334,12 @@ def reader(
 def figures(
     profile: Annotated[str, typer.Option(help="Draw from this machine's runs; default: the published records.")] = "",
     data: Data = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Draw every figure that the records allow, as PDF and PNG."""
-    from bloodcell_lib import analysis, paths, plans, records, views
+    from bloodcell_lib import analysis, evaluate, paths, plans, records
     from bloodcell_lib import figures as draw
-    from bloodcell_lib.shelf import published_profile
+    from bloodcell_lib.shelf import images_of, published_profile
 
     if profile:
         budget = plans.profile(profile)
@@ -347,7 +348,9 @@ def figures(
         if not rows:
             raise BloodcellError(f"No records in {home}: make one with `bloodcell train main --profile {profile}`.")
         grid = records.load_records(paths.RUNS / budget.study) if budget.study else rows
-        cells = views.load_images(profile, views.image_folder(data, profile))
+        cells = images_of(evaluate.leading(rows)[0], str(data or ""), skip_bad)
+        if data and cells is None:
+            raise BloodcellError(f"{data} holds other images than the runs in {home} saw: give the same, or none.")
     else:
         home, target = paths.RESULTS / published_profile(), paths.FIGURES
         rows = grid = records.load_records(home)

@@ -65,9 +65,9 @@ def shot_noise(x: Tensor, level: float, lot: Lot) -> Tensor:
     return lot.poisson(x * photons) / photons
 
 
-def jpeg(x: Tensor, level: float, lot: Lot, camera: int = CAMERA) -> Tensor:
-    """Stored by the camera, of so many pixels a side, as JPEG of quality `level`, and read again."""
-    return stored(x, torch.full((len(x),), level), torch.full((len(x),), camera))
+def jpeg(x: Tensor, level: float, lot: Lot) -> Tensor:
+    """Stored by the camera as JPEG of quality `level`, and read again."""
+    return stored(x, torch.full((len(x),), level), torch.full((len(x),), CAMERA))
 
 
 def brightness(x: Tensor, level: float, lot: Lot) -> Tensor:

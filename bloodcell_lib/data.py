@@ -248,8 +248,10 @@ def fill_cache(
                     index["sha256"].append(digest)
             (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     except BloodcellError:
-        if cached(home, pixels) is None:  # else another process filled it first, with the same images
+        # Another process may have filled it meanwhile, with the same images, and this one have stopped half-way.
+        if (whole := cached(home, pixels)) is None:
             raise
+        return whole
     return index
 
 

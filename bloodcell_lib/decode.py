@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import itertools
 import os
 import warnings
@@ -47,6 +48,8 @@ def read(path: Path, crop: int | None = None) -> Image.Image:
         raise OSError("not an image" if path.stat().st_size else "an empty file") from error
     except OSError:
         raise
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, "the memory does not hold it") from error
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file, and one for a bomb
         raise OSError(str(error) or type(error).__name__) from error
     return central(image, crop)

@@ -26,13 +26,13 @@ COLOUR_OF = {cell.title: cell.colour for cell in CELL_TYPES}
 
 
 @styled
-def reliability(trust: Analysis, kind: str = "plain") -> Figure:
+def reliability(trust: Analysis) -> Figure:
     """Accuracy against confidence before and after temperature scaling, and how confident the answers are.
 
-    kind: "plain" or "tta". Each point holds equally many images and has Wilson's interval. Raises BloodcellError for
+    Each point holds equally many images and has Wilson's interval. Raises BloodcellError for
     an analysis that is older than its histogram.
     """
-    judged = trust["result"][kind]
+    judged = trust["result"]["plain"]
     if "histogram" not in judged["before"]:
         raise BloodcellError("This analysis has no histogram: make it anew with `bloodcell trust --only trust`.")
     note = f"{_note(trust)}; bars and brackets: 95 % intervals"
@@ -63,9 +63,9 @@ def reliability(trust: Analysis, kind: str = "plain") -> Figure:
 
 
 @styled
-def abstaining(trust: Analysis, kind: str = "plain") -> Figure:
+def abstaining(trust: Analysis) -> Figure:
     """Accuracy on the surest share of the cells, with its interval, and what is kept where a rate is asked for."""
-    judged = trust["result"][kind]
+    judged = trust["result"]["plain"]
     table = pd.DataFrame(judged["coverage"])
     table = table[table["n"] >= 20]  # a handful of images tells nothing
     if table.empty:
@@ -206,7 +206,7 @@ def label_noise(labels: Analysis) -> Figure:
 
 
 @styled
-def gallery_of(cells: CellImages, listed: Sequence[dict[str, Any]], columns: int = 6) -> Figure:
+def gallery_of(cells: CellImages, listed: Sequence[dict[str, Any]]) -> Figure:
     """The cells named in `listed`, such as an analysis's surest mistakes, with what they are and were called.
 
     For the screen only: no figure file may show a real cell. Raises BloodcellError where no named image is at hand.
@@ -215,6 +215,7 @@ def gallery_of(cells: CellImages, listed: Sequence[dict[str, Any]], columns: int
     shown = [row for row in listed if (row["name"], row["label"]) in where]
     if not shown:
         raise BloodcellError("None of these images is at hand: give the images that were analysed.")
+    columns = 6
     rows = -(-len(shown) // columns)
     note = f"Label, then the answer and its confidence; pictures: {cells.source}"
     figure, axes = canvas(1.32 * rows, note, nrows=rows, ncols=columns)

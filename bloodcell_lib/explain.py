@@ -51,7 +51,6 @@ def analyse(subject: Subject) -> dict[str, Any]:
         forgotten.append(forget(network, part.images[few], said[few], coarse[few]))
     return {
         "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in folds],
-        "map_pixels": list(coarse.shape[-2:]),
         "location": located(_joined(where)),
         "curves": compared(_joined(order)),
         "randomisation": {

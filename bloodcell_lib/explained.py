@@ -1,7 +1,4 @@
-"""Figures of what `explain` and `shortcuts` recorded, and of what they do; every cell shown is a drawn one.
-
-Unless a caller gives images of their own, which stay on their machine.
-"""
+"""Figures of what `explain` and `shortcuts` recorded, and of what they do; every cell shown is a drawn one."""
 
 from __future__ import annotations
 
@@ -143,16 +140,14 @@ def painted(content: dict[str, Any]) -> Figure:
 
 
 @styled
-def painted_examples(pixels: int = 96, crop: int | None = 240, cells: CellImages | None = None) -> Figure:
-    """What each condition looks like, on a drawn cell of each class, or on the first eight of `cells`."""
-    if cells is None:
-        images = drawn(pixels, crop)
-        cells = CellImages(images, torch.arange(8), tuple(map(str, range(8))), ("",) * 8, SYNTHETIC)
-    shown = paint(cells.subset(range(min(8, len(cells))))).images
-    names = [name for name in CONDITIONS if name != "swapped_same" or cells.source != SYNTHETIC]
+def painted_examples(pixels: int = 96, crop: int | None = 240) -> Figure:
+    """What each condition looks like, on a drawn cell of each class, which has no other of its class to swap with."""
+    images = drawn(pixels, crop)
+    shown = paint(CellImages(images, torch.arange(8), tuple(map(str, range(8))), ("",) * 8, SYNTHETIC)).images
+    names = [name for name in CONDITIONS if name != "swapped_same"]
     words = 1.9  # inches, left of the pictures
     side = (WIDTH - words) / 8
-    figure, axes = canvas(len(names) * side, f"Pictures: {cells.source}", nrows=len(names))
+    figure, axes = canvas(len(names) * side, f"Pictures: {SYNTHETIC}", nrows=len(names))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.005, wspace=0, hspace=0)
     for ax, name in zip(axes[:, 0], names):
         ax.imshow(np.concatenate(list(shown[name].permute(0, 2, 3, 1).numpy()), axis=1))

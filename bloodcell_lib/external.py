@@ -142,7 +142,8 @@ def evaluate(
     eye = Eye() if normalise else None
     cells = load(folder, config["pixels"], share, mapping, skip_bad, eye)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    subject = Subject(first.profile, cells, first.experiment, device, first.folder.parents[2])
+    runs = first.folder.parents[2 + first.profile.count("/")]
+    subject = Subject(first.profile, cells, first.experiment, device, runs)
     name = re.sub(r"[^\w.+-]+", "_", f"external_{cells.source}") + "_normalised" * normalise
     earlier = of_experiment(load_analyses(subject.runs / first.profile), first.experiment).get(name)
     if earlier and earlier["data"]["fingerprint"] != cells.fingerprint:  # folders of two sites may be called the same

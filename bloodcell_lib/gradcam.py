@@ -63,11 +63,6 @@ def coarse_maps(network: Classifier, images: Tensor, classes: Tensor, batch_size
     return torch.cat(found)
 
 
-def grad_cam(network: Classifier, images: Tensor, classes: Tensor, batch_size: int = 64) -> Tensor:
-    """Maps float (n, H, W) in [0, 1], 1 where most speaks for the class; all 0 where nothing does. As `coarse_maps`."""
-    return enlarged(coarse_maps(network, images, classes, batch_size), images.shape[-2:])
-
-
 def enlarged(coarse: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Maps (n, h, w), at least 0, at the images' size, each scaled to a maximum of 1 unless it is 0 all over."""
     maps = F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]

@@ -39,11 +39,9 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "images": len(labels),
         "suspected": len(found),
         "suspects": suspect_table(names, labels, probabilities, found).head(LISTED).to_dict("records"),
-        "listed": min(len(found), LISTED),
         "by_class": by_class(labels, found),
-        "joint": shares,
         "noise": noise.given_if_true(shares),
-        "wrong": {"share": 1 - np.trace(shares), "low": low, "high": high, "resamples": resamples},
+        "wrong": {"share": 1 - np.trace(shares), "low": low, "high": high},
         "cleaned": cleaned(subject),
     }
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from torch import Tensor
 
 from bloodcell_lib.cells import CLASS_MAP, COLOURS, TITLES
 from bloodcell_lib.compare import title_of
@@ -42,16 +41,12 @@ ODD_TITLES = {"background": "Background", "blank": "Blank field", "noise": "Nois
 
 
 @styled
-def corruption_sheet(image: Tensor | None = None, severities: tuple[int, ...] = (1, 3, 5), source: str = "") -> Figure:
-    """One picture, uint8 (3, H, H), under every corruption: a column each, a row for each severity.
-
-    image: default a drawn neutrophil, as the source then says.
-    """
-    if image is None:
-        image, source = drawn(224, 240)[CLASS_MAP["neutrophil"]], "a drawn cell"
+def corruption_sheet() -> Figure:
+    """A drawn neutrophil under every corruption: a column each, a row for each severity."""
+    image, severities = drawn(224, 240)[CLASS_MAP["neutrophil"]], (1, 3, 5)
     side = (WIDTH - 0.35) / len(CORRUPTIONS)
     figure, axes = canvas(
-        len(severities) * side + 0.3, f"{source}; rows: severity", nrows=len(severities), ncols=len(CORRUPTIONS)
+        len(severities) * side + 0.3, "a drawn cell; rows: severity", nrows=len(severities), ncols=len(CORRUPTIONS)
     )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for column, (name, row) in zip(axes.T, CORRUPTIONS.items()):

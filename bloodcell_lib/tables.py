@@ -274,7 +274,9 @@ def _paint(result: dict) -> list[Sequence[str]]:
 
 
 def _heat(result: dict) -> list[Sequence[str]]:
-    more = result["location"]["inside_less_other"]
+    more = result["location"].get("inside_less_other")
+    if more is None:  # no map shows any heat
+        return []
     return [("Grad-CAM", "heat in cell, less another's", _share(more["mean"], more["low"], more["high"]))]
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,7 +23,7 @@ import pytest
 import torch
 from fake_records import write_records
 
-from bloodcell_lib import drawn_folder
+from bloodcell_lib import drawn_folder, paths
 from bloodcell_lib.plans import CHOSEN
 
 COMMAND = [sys.executable, "-m", "bloodcell_lib.cli"]
@@ -434,3 +435,13 @@ def test_groups_name_their_rows() -> None:
     assert cli._names("unknown")[0] == "without_basophil" and len(cli._names("unknown")) == 8
     assert cli._names("cv, extra")[:1] == ["cv_fold0"] and cli._names("all") == list(EXPERIMENTS)
     assert cli._names("best") == ["best"] and "best_fold1" in cli._names("best_cv")
+
+
+def test_figures_are_of_the_images_that_the_runs_saw(shell: Shell, cells: Path) -> None:
+    made = shell.home / "runs" / "cpu"
+    shutil.copytree(paths.RESULTS / "cpu" / "main", made / "main")
+    shell("figures", "--profile", "cpu", "--data", cells).refused(f"{cells} holds other images than the runs in ")
+    assert [path.name for path in made.iterdir()] == ["main"]
+    done = shell("figures", "--profile", "cpu")
+    assert done.code == 0 and "sample_sheet" in done.out, done.err
+    assert (made / "figures" / "training_curves.png").is_file()

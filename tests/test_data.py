@@ -295,6 +295,33 @@ def test_a_fault_of_the_system_is_told_and_not_kept(course: Path, monkeypatch: p
     assert len(data.load(course, pixels=24)) == 40
 
 
+def test_a_lack_of_memory_is_no_broken_file(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(image: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "to_rgb", failing)
+        with pytest.raises(BloodcellError, match=r"Cannot read .*X_000.jpg: the memory does not hold it"):
+            data.load(course, pixels=24, skip_bad=True)
+    assert len(data.load(course, pixels=24)) == 40
+
+
+def test_who_fails_where_another_process_has_filled_the_cache_takes_all_of_it(
+    course: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = decode.read
+
+    def overtaken(path: Path, crop: int | None) -> Image.Image:
+        if path.name == "X_003.jpg":
+            monkeypatch.setattr(decode, "read", read)
+            assert len(data.load(course, pixels=24)) == 40
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path, crop)
+
+    monkeypatch.setattr(decode, "read", overtaken)
+    assert len(data.load(course, pixels=24)) == 40
+
+
 def test_a_large_subset_lies_in_a_file_that_goes_with_it(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, at = data.load(course, 16, progress=False), [30, 2, 2, *range(40)]
     small = cells.subset(at)

@@ -80,7 +80,7 @@ def test_each_image_gets_another():
 def test_the_command_records_and_publishes(runs, monkeypatch, tmp_path):
     assert cli.app(["trust", "--only", "explain", "--device", "cpu"], standalone_mode=False) in (0, None)
     result = json.loads((runs / "demo" / "analyses" / "explain.json").read_text())["result"]
-    assert result["runs"] == ["main/seed0"] and result["map_pixels"] == [3, 3]
+    assert result["runs"] == ["main/seed0"]
     where = result["location"]
     assert where["images"] <= explain.DEMO_IMAGES and 0 < where["area"]["mean"] < 0.6
     for name in ("inside", "inside_other", "area", "hit", "ceiling", "nucleus"):

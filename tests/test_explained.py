@@ -75,7 +75,7 @@ def test_painted_shows_every_condition_with_its_change(painted):
     assert said.count("−9.0 [−12.0, −5.0]") == len(shortcuts.CONDITIONS) - 1
 
 
-def test_examples_are_drawn_cells_unless_given():
+def test_examples_are_drawn_cells():
     figure = explained.painted_examples(48, 200)
     assert "Pictures: synthetic cells" in texts(figure) and len(figure.axes) == len(shortcuts.CONDITIONS) - 1
 

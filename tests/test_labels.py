@@ -28,13 +28,13 @@ def test_what_is_recorded_names_files_and_shows_no_picture(subject):
     path = analysis.record_analysis("labels", subject, labels.analyse)
     result = json.loads(path.read_text())["result"]
     assert result["images"] == 96 and len(result["runs"]) == 5
-    assert len(result["suspects"]) == result["listed"] == min(100, result["suspected"])
+    assert len(result["suspects"]) == min(100, result["suspected"])
     assert sum(row["suspected"] for row in result["by_class"]) == result["suspected"]
     assert [row["class"] for row in result["by_class"]] == list(TITLES)
     assert all(0 <= row["low"] < row["high"] <= 1 for row in result["by_class"])
-    assert np.isclose(np.sum(result["joint"]), 1) and np.shape(result["noise"]) == (8, 8)
+    assert np.shape(result["noise"]) == (8, 8)
     wrong = result["wrong"]
-    assert 0 <= wrong["low"] <= wrong["high"] <= 1 and wrong["resamples"] == labels.FEWER
+    assert 0 <= wrong["low"] <= wrong["high"] <= 1
     own = [row["self_confidence"] for row in result["suspects"]]
     assert own == sorted(own) and {row["name"] for row in result["suspects"]} <= set(subject.cells.names)
     assert all(row["given"] != row["suggested"] for row in result["suspects"])
