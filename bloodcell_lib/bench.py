@@ -148,8 +148,11 @@ def drawn(files: int, say: Say) -> Iterator[Path]:
 
 
 def device_name(given: str | None) -> str:
-    """`cpu` or `cuda`: as given, else the GPU where there is one."""
-    return torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    """`cpu` or `cuda`: as given, else the GPU where there is one. Raises BloodcellError for a GPU by its number."""
+    device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.index:
+        raise BloodcellError(f"The first GPU is measured, not {given}: set CUDA_VISIBLE_DEVICES={device.index}.")
+    return device.type
 
 
 def budget(name: str, repetitions: int = 0, sizes: str = "") -> Budget:

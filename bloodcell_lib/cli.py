@@ -517,6 +517,7 @@ def data_fetch(
     from bloodcell_lib import download
 
     print(download.fetch(source, size))
+    print(download.terms(source, size))
 
 
 def main() -> None:

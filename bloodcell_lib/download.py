@@ -44,6 +44,12 @@ class Network:
     longest_wait: float = 120.0
 
 
+def terms(source: str, size: int | None = None) -> str:
+    """The licence of a source, and what is to be cited for it. Raises BloodcellError for an unknown one."""
+    row = _find(source, size, SOURCES)
+    return f"{row.licence}; to be cited: {row.citation}"
+
+
 def fetch(
     source: str,
     size: int | None = None,

@@ -13,6 +13,7 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.plans import EXPERIMENTS, FOLDS, experiment
 from bloodcell_lib.tasks import Task, configuration, recorded
+from bloodcell_lib.views import divide, split_sha256
 
 
 def judged(task: Task, cells: CellImages, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +73,8 @@ def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
         raise BloodcellError(
             f"{task.name} needs {earlier.folder}: make it with `{_command(earlier)}` first{_alike(earlier)}."
         )
+    if record.info["data"]["split_sha256"] != split_sha256(*divide(cells, plan.part)):
+        raise BloodcellError(f"{record.folder} trained on other of these images: move it away and make it again.")
     return record.weights()
 
 

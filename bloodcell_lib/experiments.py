@@ -65,7 +65,6 @@ def _make(
     train, held_out = divide(cells, plan.part, without)
     taught = earlier.teachers(task, cells) if plan.train.distil else None
     start = earlier.begun(task, cells) if plan.train.after else None
-    shown = _with_copies(task, cells, train, photographs(), without) if plan.train.copies else train
     trainer = Trainer(
         plan.model,
         plan.train,
@@ -76,6 +75,8 @@ def _make(
         progress=task.progress,
         label=f"{task.name} seed {task.seed}",
     )
+    copies = plan.train.copies
+    shown = _with_copies(task, cells, train, photographs(), without, str(trainer.device)) if copies else train
     try:
         result = trainer.fit(shown, held_out, taught, start)
     except OtherRun:
@@ -105,14 +106,16 @@ def _make(
 
 
 def _with_copies(
-    task: Task, cells: CellImages, train: CellImages, given: CellImages | None, without: Collection[int]
+    task: Task, cells: CellImages, train: CellImages, given: CellImages | None, without: Collection[int], device: str
 ) -> CellImages:
     """The training images and their copies from other sites, as a reader that saw no other image gives them back."""
     plan = task.plan()
     if given is None or given.sha256 != cells.sha256:
         raise BloodcellError(f"{task.name} copies whole photographs: give those of its images.")
     theirs = divide(given, plan.part, without)[0]
-    eye = reader.Lesson(task.profile, plan.part, theirs, task.device or "cpu", task.results).taught()
+    if theirs.sha256 != train.sha256:  # pictures may be alike in what a run sees of them, and not as a whole
+        raise BloodcellError(f"{task.name} cannot divide these photographs as its images: leave one of each pair out.")
+    eye = reader.Lesson(task.profile, plan.part, theirs, device, task.results).taught()
     return abroad.with_copies(train, theirs, eye, configuration(task)["crop"], plan.train.copies, task.seed)
 
 

@@ -117,7 +117,9 @@ def painted(content: dict[str, Any]) -> Figure:
     """Accuracy with cell or background painted over, each with its interval and its difference to the untouched."""
     result = content["result"]
     rows = result["conditions"]
-    figure, ((ax,),) = canvas(2.75, f"{_note(content)}, {result['images']} images; 95 % intervals")
+    held = f"moved masks still hold {100 * result['held_by_moved_mask']:.0f} % of a cell"
+    note = f"{_note(content)}, {result['images']} images; 95 % intervals; {held}"
+    figure, ((ax,),) = canvas(2.75, note)
     for k, (name, words) in enumerate(CONDITIONS.items()):
         row = rows[name]
         colour = INK if name == "untouched" else CONTROL if words.startswith("control") else QUESTION

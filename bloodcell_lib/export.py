@@ -194,6 +194,7 @@ def compact(model: ModelProto) -> ModelProto:
     """
     from onnx import TensorProto, helper, numpy_helper
 
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
@@ -207,7 +208,8 @@ def compact(model: ModelProto) -> ModelProto:
     nodes = list(model.graph.node)
     for node in nodes:
         keeps = [attribute.i for attribute in node.attribute if attribute.name == "keepdims"]
-        if node.op_type == "ReduceMean" and keeps != [0]:
+        axes = constants.get(node.input[1], ()) if node.op_type == "ReduceMean" and len(node.input) > 1 else ()
+        if {int(axis) % 4 for axis in axes} == {2, 3} and keeps != [0]:
             node.CopyFrom(helper.make_node("GlobalAveragePool", node.input[:1], node.output, node.name))
         del node.metadata_props[:]  # the exporter's notes and shapes are not needed, and not small
     del model.graph.node[:], model.graph.value_info[:], model.metadata_props[:]

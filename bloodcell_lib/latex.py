@@ -32,7 +32,8 @@ def plain(value: Any) -> str:
     if value is None:
         return DASH
     if 0 < abs(value) < 0.01:
-        mantissa, exponent = f"{value:.0e}".split("e")
+        mantissa, exponent = f"{value:e}".split("e")
+        mantissa = f"{float(mantissa):g}"
         factor = "" if mantissa == "1" else rf"{mantissa} \cdot "
         return rf"${factor}10^{{{int(exponent)}}}$"
     return f"{value:g}"

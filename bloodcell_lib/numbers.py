@@ -23,9 +23,9 @@ from bloodcell_lib import evaluate, models, paths, plans
 from bloodcell_lib.analysis import load_analyses
 from bloodcell_lib.claims import claims_table
 from bloodcell_lib.compare import study_table
-from bloodcell_lib.latex import DASH, count, escape, join, number, plain, signed
+from bloodcell_lib.latex import DASH, count, escape, join, number, plain
 from bloodcell_lib.models import ModelConfig
-from bloodcell_lib.plans import EXPERIMENTS, EXTRA, STUDY, Profile
+from bloodcell_lib.plans import EXPERIMENTS, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
 from bloodcell_lib.shelf import counted, full_beside
@@ -186,11 +186,9 @@ class Study:
 
 
 def macros(study: Study, stamp: str) -> dict[str, str]:
-    """Name without backslash -> LaTeX text, for every number of the report."""
-    found = {"Stamp": escape(stamp), "ProfileName": escape(study.profile.partition("/")[0])}
-    found |= {"Level": LEVEL, "TravelGoal": number(100 * ALONE), **NAMES} | {
-        f"Published{row.name}": row.text for row in PUBLISHED
-    }
+    """Name without backslash -> LaTeX text, for every number of the report, and more of the claims' than it prints."""
+    found = {"Stamp": escape(stamp), "Level": LEVEL, "TravelGoal": number(100 * ALONE), **NAMES}
+    found |= {f"Published{row.name}": row.text for row in PUBLISHED}
     found |= _data(study) | _recipe(study) | _measured(study) | _claims(study)
     return found
 
@@ -215,92 +213,48 @@ def _data(study: Study) -> dict[str, str]:
         "IdenticalPairs": count(len(labelled) - len({row["sha256"] for row in labelled}) if rows else None),
         "TrainImages": count(study.main("data", "train")),
         "ValidationImages": count(study.main("data", "validation")),
-        "DataSource": escape(study.main("data", "source") or DASH),
     }
 
 
 def _recipe(study: Study) -> dict[str, str]:
-    """The main run's configuration, its baselines' where that differs, and the machine."""
-    train, augment, model = (study.main("config", part) or {} for part in ("train", "augment", "model"))
-    baseline = next((r.info["config"]["train"] for n in ("simple_cnn", "resnet18") for r in study.runs(n)), {})
-    crop = study.main("config", "crop")
-    found = {
-        "Pixels": count(study.main("config", "pixels")),
-        "Crop": count(crop),
+    """The main run's configuration, and where and how long the study's runs were made."""
+    augment, model = (study.main("config", part) or {} for part in ("augment", "model"))
+    walls = [record.info["wall_seconds"] for record in study.runs("main")]
+    return {
         "ScaleLow": plain((augment.get("scale") or [None])[0]),
         "ScaleHigh": plain((augment.get("scale") or [None])[-1]),
         "Translation": number(_times(100, augment.get("translate"))),
+        **{camel(key): plain(augment.get(key)) for key in ("rotation", "brightness", "hue")},
         "DeepParameters": count(built("deep_efficientnet")),
         "DescribedParameters": count(built("as_described")),
         "Dropout": plain(model.get("dropout")),
         "StochasticDepth": plain(model.get("stochastic_depth")),
         "Planned": count(len(STUDY)),
-        "Further": count(len(EXTRA)),
-        "PlannedSeeds": count(len(study.budget.seeds)),
-    }
-    for key in ("epochs", "batch_size", "learning_rate", "final_rate", "weight_decay", "label_smoothing", "clip"):
-        found[camel(key)] = plain(train.get(key))
-        found["Baseline" + camel(key)] = plain(baseline.get(key))
-    for key in ("rotation", "brightness", "contrast", "saturation", "hue"):
-        found[camel(key)] = plain(augment.get(key))
-    history = [row for record in study.runs("main") for row in record.info["history"]]
-    walls = [record.info["wall_seconds"] for record in study.runs("main")]
-    return found | {
         "DeviceName": escape(", ".join(study.devices) or DASH),
         "TorchVersion": escape(join(study.versions) or DASH),
         "CodeCommit": escape(study.main("commit") or DASH),
         "MainMinutes": number(np.mean(walls) / 60 if walls else None, 1),
-        "MainThroughput": count(np.median([row["images_per_second"] for row in history]) if history else None),
-        "MainMemory": number(_times(1e-9, study.main("peak_memory_bytes")), 2),
         "StudyHours": number(sum(r.info["wall_seconds"] for r in study.records) / 3600 if study.records else None, 1),
-        "RunsRecorded": count(len(study.records)),
     }
 
 
 def _measured(study: Study) -> dict[str, str]:
-    """Each experiment's row of the study table, and more of the main one."""
-    found = {}
-    for name in EXPERIMENTS:
-        row, prefix = study.row(name), camel(name)
-        found |= {f"{prefix}Seeds": count(len(study.runs(name)))}
-        for key, column, scale, digits in (
-            *(("Accuracy", "mean", 100, 2), ("Std", "std", 100, 2), ("Low", "mean_low", 100, 2)),
-            *(("High", "mean_high", 100, 2), ("Best", "best_epoch_mean", 100, 2)),
-            *(("DifferenceLow", "low", 1, 2), ("DifferenceHigh", "high", 1, 2), ("PHolm", "p_holm", 1, 3)),
-            *(("Millions", "parameters", 1e-6, 2), ("MegaMacs", "macs", 1e-6, 0)),
-        ):
-            found[prefix + key] = number(_times(scale, row.get(column)), digits)
-        found[f"{prefix}Difference"] = signed(row.get("difference"))
-        found[f"{prefix}Parameters"] = count(row.get("parameters"))
-    main = evaluate.validated(study.runs("main"))
-    overview = evaluate.overview(main) if main else {}
-    gap = 100 * (overview["best_epoch_mean"] - overview["mean"]) if main else None
-    folds = [record for record in study.records if record.experiment in EXTRA and record.info["group"] == "cv"]
-    scores = [record.accuracy() for record in folds]
-    wrong = int((study.pooled.predicted != study.pooled.labels).sum()) if study.pooled else None
-    return found | {
-        "MainMacroF": number(overview.get("macro_f1"), 3),
-        "MainBestGain": number(gap, 2),
-        "MainPredictions": count(len(study.pooled.labels) if study.pooled else None),
-        "MainMistakes": count(wrong),
-        "DecayShare": plain(_decayed(study)),
-        "OneImagePoints": number(100 / overview["images"] if overview else None, 2),
-        "CvRuns": count(len(folds)),
-        "CvAccuracy": number(_times(100, np.mean(scores) if scores else None), 2),
-        "CvStd": number(_times(100, np.std(scores, ddof=1) if len(scores) > 1 else None), 2),
+    """What stands in no table and no sentence."""
+    decayed, images = _decayed(study), study.main("data", "validation")
+    return {
+        "MainStd": number(_times(100, study.row("main").get("std")), 2),
+        "DecayShare": plain(decayed and float(f"{decayed:.0e}")),
+        "OneImagePoints": number(100 / images if images else None, 2),
     }
 
 
 def _claims(study: Study) -> dict[str, str]:
-    """What the reference states, what its other files say, and the verdicts."""
+    """What the reference states, and what its other files say."""
     found = {}
     for key, row in study.claims.iterrows():
-        prefix, digits = "Claim" + camel(str(key)), 3 if key == "main_f1" else 2
+        prefix = "Claim" + camel(str(key))
         found[f"{prefix}Stated"] = escape(row["stated"])
         found[f"{prefix}Elsewhere"] = escape(without_source(row["elsewhere"]))
-        found[f"{prefix}Measured"] = escape(row["measured"] or DASH)
-        found[f"{prefix}Low"], found[f"{prefix}High"] = number(row["low"], digits), number(row["high"], digits)
-        found[f"{prefix}Verdict"] = escape(row["verdict"])
     # The stated accuracy as a count of its validation images, and what so many images can tell.
     stated = next(claim.value for claim in CLAIMS if claim.key == "main_accuracy") / 100
     correct = round(stated * REFERENCE_IMAGES)

@@ -74,7 +74,7 @@ def write_folder_whole(target: Path, replace: bool = False) -> Iterator[Path]:
 
     Raises BloodcellError if `target` was made by somebody else meanwhile, or cannot be written.
     """
-    target = Path(target)
+    target = Path(os.path.realpath(target))  # a link stays one
     temporary: Path | None = None
     before: Path | None = None
     try:

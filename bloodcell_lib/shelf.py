@@ -118,11 +118,14 @@ def find(results: str, profile: str) -> Shelf:
 def images_of(record: Record, given: str = "", skip_bad: bool = False) -> CellImages | None:
     """The labelled images that a run saw, at its size; None where they are not on this machine.
 
-    given: their folder, else as `views.image_folder` finds it; nothing is drawn for a run on photographs.
+    given: their folder, else the drawn ones for a run on such, else as `views.image_folder` finds it.
     """
-    if not given and paths.data_folder() is None and record.info["data"]["source"] != SYNTHETIC:
+    if not given and record.info["data"]["source"] == SYNTHETIC:
+        folder = views.drawn_cells()
+    elif given or paths.data_folder():
+        folder = views.image_folder(Path(given) if given else None, record.profile)
+    else:
         return None
-    folder = views.image_folder(Path(given) if given else None, "demo")
     view = record.info["config"]["pixels"], record.info["config"]["crop"]
     cells = views.load_images(record.profile, folder, skip_bad, progress=False, view=view)
     return cells if cells.fingerprint == record.info["data"]["fingerprint"] else None

@@ -44,14 +44,12 @@ class Shown(NamedTuple):
     """The images of one set under every condition.
 
     images: uint8 (n, 3, H, W) by condition. index: label and name of each. donors: int (n,), the class whose background
-    `swapped_other` gave it. area: mean share of the picture that is cell. held: mean share of the cells that the moved
-    masks still hold.
+    `swapped_other` gave it. held: mean share of the cells that the moved masks still hold.
     """
 
     images: dict[str, Tensor]
     index: pd.MultiIndex
     donors: np.ndarray
-    area: float
     held: float
 
 
@@ -64,11 +62,10 @@ def analyse(subject: Subject) -> dict[str, Any]:
     judges = subject.judges()
     limit = DEMO_IMAGES if plans.profile(subject.profile).disposable else None
     said: dict[str, dict[int, list[pd.Series]]] = {name: {} for name in (*CONDITIONS, "donors")}
-    seen, shown, areas, held = None, None, [], []
+    seen, shown, held = None, None, []
     for record, held_out in judges:
         if shown is None or held_out.names != seen:  # seeds share one set, folds have their own
             seen, shown = held_out.names, paint(held_out.subset(sample(held_out.labels.numpy(), limit)))
-            areas.append(shown.area)
             held.append(shown.held)
         network = subject.network(record)
         columns = {name: logits(network, images).argmax(1).numpy() for name, images in shown.images.items()}
@@ -82,7 +79,6 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "runs": [f"{record.experiment}/seed{record.seed}" for record, _ in judges],
         "images": len(frames["untouched"]),
         "limit": limit,
-        "cell_area": float(np.mean(areas)),
         "held_by_moved_mask": float(np.mean(held)),
         "conditions": {name: judged(frames[name], frames["untouched"]) for name in CONDITIONS},
         "other_less_same": _points(frames["swapped_other"], frames["swapped_same"]),
@@ -149,7 +145,7 @@ def paint(cells: CellImages, seed: int = 0) -> Shown:
         "background_moved": blend(inpaint(images, beside | hidden), images, beside),
     }
     held = (moved & cell).sum() / cell.sum().clamp_min(1)
-    return Shown(shown, image_index(labels, cells.names), labels[other], float(cell.float().mean()), float(held))
+    return Shown(shown, image_index(labels, cells.names), labels[other], float(held))
 
 
 def covering_disc(cell: Tensor) -> Tensor:

@@ -18,17 +18,16 @@ from bloodcell_lib.records import Record
 from bloodcell_lib.unknown import SCORES, means
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
-# What the recipe's fields are called; (part of the configuration, field, words).
-SETTINGS = (
-    ("train", "optimiser", "Optimiser"),
-    ("train", "learning_rate", "Learning rate"),
-    ("train", "schedule", "Schedule"),
-    ("train", "epochs", "Epochs"),
-    ("train", "batch_size", "Batch"),
-    ("train", "weight_decay", "Weight decay"),
-    ("train", "label_smoothing", "Label smoothing"),
-    ("train", "clip", "Gradient norm at most"),
-)
+SETTINGS = {
+    "optimiser": "Optimiser",
+    "learning_rate": "Learning rate",
+    "schedule": "Schedule",
+    "epochs": "Epochs",
+    "batch_size": "Batch",
+    "weight_decay": "Weight decay",
+    "label_smoothing": "Label smoothing",
+    "clip": "Gradient norm at most",
+}  # of the training, and what they are called
 WORDS = {"adamw": "AdamW", "adam": "Adam", "cosine": "cosine", "constant": "constant", "step": "step"}
 
 
@@ -57,9 +56,11 @@ def tables(study: Study) -> dict[str, str]:
 
 def recipe(study: Study) -> Table:
     """The main recipe beside the baselines' budget, from the records of each."""
-    main = study.main("config") or {}
-    baseline = next((r.info["config"] for n in STUDY if STUDY[n].group == "baseline" for r in study.runs(n)), {})
-    rows = [(words, _setting(main, part, field), _setting(baseline, part, field)) for part, field, words in SETTINGS]
+    main = study.main("config", "train") or {}
+    baseline = next(
+        (r.info["config"]["train"] for n in STUDY if STUDY[n].group == "baseline" for r in study.runs(n)), {}
+    )
+    rows = [(words, _setting(main, field), _setting(baseline, field)) for field, words in SETTINGS.items()]
     # Two settings side by side, to save height.
     half = (len(rows) + 1) // 2
     pairs = [(*a, *b) for a, b in zip(rows[:half], rows[half:])]
@@ -67,9 +68,9 @@ def recipe(study: Study) -> Table:
     return Table("lll@{\\hspace{2.2em}}lll", head, pairs)
 
 
-def _setting(config: dict, part: str, field: str) -> str:
-    value = config.get(part, {}).get(field)
-    if part == "train" and field == "weight_decay" and config and config["train"].get("optimiser") == "adam":
+def _setting(train: dict, field: str) -> str:
+    value = train.get(field)
+    if field == "weight_decay" and train.get("optimiser") == "adam":
         value = 0.0  # plain Adam takes none
     if value is None:
         return DASH

@@ -45,7 +45,7 @@ class Run:
 
 
 class Trainer:
-    """`Trainer(model, train, augment).fit(images, validation)` trains from fresh weights and returns a `Run`.
+    """`Trainer(model, train, augment).fit(images, validation)` trains, from fresh weights or given ones, to a `Run`.
 
     checkpoint: a file that is written whole after every epoch; with `resume`, training goes on from it and, on one
     CPU, ends with the weights that an uninterrupted run has, bit for bit.
@@ -259,7 +259,10 @@ class Trainer:
         gradients = [weight.grad for weight in weights]
         factor = length / (nn.utils.get_total_norm(gradients) + 1e-12)
         before = [weight.clone() for weight in weights]
-        torch._foreach_add_(weights, torch._foreach_mul(gradients, factor))
+        climb = torch._foreach_mul(gradients, factor)
+        for part in climb:  # a step that overflows is left out, but batch norm would keep its nan
+            part.nan_to_num_(0.0, 0.0, 0.0)
+        torch._foreach_add_(weights, climb)
         self.optimiser.zero_grad(set_to_none=True)
         return before
 

@@ -58,20 +58,22 @@ def analyse(subject: Subject) -> dict[str, Any]:
     }
     for name, tta in KINDS.items():
         labels, given, parts = out_of_sample(subject, tta)
-        result[name] = judged(labels, given, parts) | {"with_earlier": with_earlier(subject, labels, tta)}
+        result[name] = judged(labels, given, parts)
+    result["tta"]["with_earlier"] = with_earlier(subject, labels)
     return result
 
 
-def with_earlier(subject: Subject, labels: np.ndarray, tta: bool) -> dict[str, Any] | None:
-    """Accuracy where the judges of `out_of_sample`, whose labels these are, are averaged with the networks that they
-    went on from: snapshots of one training (Huang et al. 2017). networks: how many are averaged; None where all began
-    fresh. seeds: the same where the folds have further seeds, all averaged, and what each of them reaches; else None.
+def with_earlier(subject: Subject, labels: np.ndarray) -> dict[str, Any] | None:
+    """Accuracy over the symmetries where the judges of `out_of_sample`, whose labels these are, are averaged with the
+    networks that they went on from: snapshots of one training (Huang et al. 2017). networks: how many are averaged;
+    None where all began fresh. seeds: the same where the folds have further seeds, all averaged, and what each of them
+    reaches; else None.
     """
     whole = subject.whole_folds() or [subject.fold_runs()]
     counts = {1 + len(subject.earlier(run)) for runs in whole for run in runs}
     if counts == {1} or len(counts) > 1:
         return None
-    each, networks = [_averaged_with_earlier(subject, runs, tta) for runs in whole], counts.pop()
+    each, networks = [_averaged_with_earlier(subject, runs) for runs in whole], counts.pop()
     seeds = {
         "networks": networks * len(each),
         "each": [_accuracy(labels, given)["accuracy"] for given in each],
@@ -80,12 +82,12 @@ def with_earlier(subject: Subject, labels: np.ndarray, tta: bool) -> dict[str, A
     return {"networks": networks, **_accuracy(labels, each[0]), "seeds": seeds if len(each) > 1 else None}
 
 
-def _averaged_with_earlier(subject: Subject, runs: Sequence[Record], tta: bool) -> np.ndarray:
+def _averaged_with_earlier(subject: Subject, runs: Sequence[Record]) -> np.ndarray:
     """float64 (n, 8): for the images that each run held out, its probabilities and those of its earlier ones."""
     parts = []
     for run in runs:
         networks, images = [*subject.earlier(run), run], subject.held_out(run).images
-        parts.append(np.mean([probabilities(subject.network(one), images, tta) for one in networks], axis=0))
+        parts.append(np.mean([probabilities(subject.network(one), images, tta=True) for one in networks], axis=0))
     return np.concatenate(parts)
 
 

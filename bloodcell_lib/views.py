@@ -30,6 +30,11 @@ def image_folder(given: Path | None, profile_name: str) -> Path:
             f"Profile {profile_name} needs real images: give --data FOLDER, "
             "or fetch them with `bloodcell data fetch course`."
         )
+    return drawn_cells()
+
+
+def drawn_cells() -> Path:
+    """The folder of the demo's cells, which are drawn if they are not there."""
     return drawn_folder.write(paths.RUNS / "demo" / "synthetic", per_class=60, test=40)
 
 

@@ -150,3 +150,10 @@ def test_bad_input_is_told():
     ):
         with pytest.raises(BloodcellError):
             call()
+
+
+def test_where_no_confidence_is_enough_none_is_kept():
+    labels = np.arange(40) % 8
+    sure = np.eye(8)[np.where(np.arange(40) % 5, labels, (labels + 1) % 8)]  # four in five right, all with certainty
+    found = calibration.abstention(labels, sure, np.arange(40) % 2, wanted=0.99)
+    assert found["kept"] == 0 and np.isnan(found["accuracy"])

@@ -304,6 +304,12 @@ def test_a_run_goes_on_after_the_one_that_had_the_same_images_and_seed(cells, tm
     assert record.validation().names == earlier.validation().names
     with pytest.raises(BloodcellError, match="no run on 'fold2'"):
         experiments.run(*small("seasoned_fold2", after="nobody"))
+    # Pictures that are alike in one view and not in another can move the folds: its weights would have seen ours.
+    shutil.rmtree(record.folder)
+    path = earlier.folder / "record.json"
+    path.write_text(path.read_text().replace(earlier.info["data"]["split_sha256"], "0" * 64))
+    with pytest.raises(BloodcellError, match="seed3 trained on other of these images"):
+        experiments.run(*small("seasoned_fold2"))
 
 
 @pytest.mark.parametrize("name", NAMES)

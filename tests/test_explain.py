@@ -8,7 +8,7 @@ import pytest
 import small_runs
 import torch
 
-from bloodcell_lib import analysis, cli, explain, paths, shelf
+from bloodcell_lib import analysis, answers, cli, explain, paths, shelf
 from bloodcell_lib.segment import Masks
 
 
@@ -63,6 +63,7 @@ def test_a_map_without_heat_and_an_image_without_a_cell_are_left_out(masks):
     assert found["hit"]["mean"] == pytest.approx(2 / 3)
     cold = explain.located(explain.locate(torch.zeros(4, 8, 8), masks) | {"label": np.arange(4)})
     assert cold == {"images": 4, "cold": 4}
+    assert answers.heat({"location": cold}) == "No map shows any heat."
 
 
 def test_images_in_which_no_cell_is_found_leave_no_numbers_of_one(masks):

@@ -42,7 +42,7 @@ def painted():
         name: {"accuracy": 0.5, "low": 0.4, "high": 0.6, "difference": {"points": -9.0, "low": -12.0, "high": -5.0}}
         for name in shortcuts.CONDITIONS
     }
-    result = {"runs": ["main/seed0"], "images": 96, "conditions": conditions}
+    result = {"runs": ["main/seed0"], "images": 96, "conditions": conditions, "held_by_moved_mask": 0.1}
     return {"experiment": "main", "profile": "demo", "result": result}
 
 

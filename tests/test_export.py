@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -139,6 +140,15 @@ def test_folding_keeps_the_function(name: str) -> None:
     torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert not norms or name in ("simple_cnn", "resnet18")  # only these have norms that are not beside convolutions
+
+
+def test_a_mean_over_channels_is_no_pool() -> None:
+    torch.manual_seed(0)
+    model = models.build(ModelConfig("slim_resnet", grey_world=True)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(export.to_onnx(model, 32))
+    found, expected = session.run(None, {"images": images})[0], logits(model, images)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_a_failed_export_leaves_the_old_set(

@@ -84,6 +84,15 @@ def test_a_folder_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "old").write_text("old")
+    (tmp_path / "link").symlink_to("far")
+    with paths.write_folder_whole(tmp_path / "link", replace=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink() and left(tmp_path / "far") == ["new"] and left(tmp_path) == ["far", "link"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, BloodcellError])
 def test_what_goes_wrong_inside_passes_and_leaves_nothing_new(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a").write_text("old")

@@ -94,3 +94,16 @@ def test_images_are_given_only_where_they_are_the_records(places):
     assert found is not None and (len(found), found.images.shape[-1]) == (16, info["config"]["pixels"])
     with pytest.raises(BloodcellError, match=r"No folder"):
         shelf.images_of(record, str(places / "nowhere"))
+
+
+def test_a_demo_is_shown_its_own_cells_whatever_others_are_at_hand(places, monkeypatch):
+    write_records(places / "results" / "demo", ["main"], seeds=(0,), profile="demo")
+    own = shelf.views.drawn_cells()
+    cells = shelf.views.load_images("demo", own, progress=False)
+    path = next((places / "results" / "demo").rglob("record.json"))
+    info = json.loads(path.read_text())
+    info["data"] |= {"source": cells.source, "fingerprint": cells.fingerprint}
+    path.write_text(json.dumps(info))
+    monkeypatch.setenv("BLOODCELL_DATA", str(drawn_folder.write(places / "others", per_class=2, test=0)))
+    found = shelf.images_of(load_records(places / "results" / "demo")[0])
+    assert found is not None and found.fingerprint == cells.fingerprint

@@ -230,6 +230,19 @@ def test_a_sharpness_aware_step_takes_the_gradient_uphill_and_starts_from_below(
         torch.testing.assert_close(weight.detach(), start - g, atol=1e-5, rtol=1e-4)
 
 
+def test_a_sharpness_aware_step_that_overflows_leaves_no_trace():
+    wants = trainer(TrainConfig(epochs=1, batch_size=40, sharpness=0.05), BARE)
+    cells = pictures()
+    wants._build(cells)
+    wants.dtype, wants.scaler = torch.float16, torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    wants.model.train()
+    before = [weight.detach().clone() for weight in wants.model.parameters()]
+    wants._step(cells.images / 255, cells.labels)
+    assert wants.scaler.get_scale() < 2.0**30, "it did overflow"
+    assert all(torch.equal(weight, old) for weight, old in zip(wants.model.parameters(), before))
+    assert all(value.isfinite().all() for value in wants.model.state_dict().values())
+
+
 @pytest.mark.parametrize("way", [{"mixup": 0.4}, {"cutmix": 1.0}, {"sharpness": 0.05}])
 def test_it_learns_in_every_way(way):
     run = trainer(TrainConfig(epochs=14, batch_size=16, learning_rate=3e-3, **way), BARE).fit(pictures(160))

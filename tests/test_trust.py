@@ -120,12 +120,12 @@ def test_networks_are_averaged_with_those_that_they_went_on_from(subject, monkey
         return (np.mean(averaged, axis=0).argmax(1) == labels).mean()
 
     monkeypatch.setattr(analysis.Subject, "whole_folds", lambda self: [[record]])
-    assert trust.with_earlier(subject, labels, tta=True) is None, "a fresh network goes on from none"
+    assert trust.with_earlier(subject, labels) is None, "a fresh network goes on from none"
     monkeypatch.setattr(analysis.Subject, "earlier", lambda self, run: [before])
-    found = trust.with_earlier(subject, labels, tta=True)
+    found = trust.with_earlier(subject, labels)
     assert found["networks"] == 2 and found["accuracy"] == right(given, earlier) and found["seeds"] is None
     monkeypatch.setattr(analysis.Subject, "whole_folds", lambda self: [[record], [before]])
-    found = trust.with_earlier(subject, labels, tta=True)
+    found = trust.with_earlier(subject, labels)
     assert found["networks"] == 2 and found["accuracy"] == right(given, earlier), "the first seed alone"
     both = found["seeds"]
     assert both["each"] == [right(given, earlier), right(earlier)]
