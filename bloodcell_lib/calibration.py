@@ -147,9 +147,10 @@ def abstention(
     def fit(given: np.ndarray, truth: np.ndarray) -> float:
         confidence = given.max(1)
         order = np.argsort(-confidence, kind="stable")
-        right = (given.argmax(1) == truth)[order]
-        good = np.flatnonzero(right.cumsum() / np.arange(1, len(right) + 1) >= wanted)
-        return float(confidence[order][good[-1]]) if len(good) else np.inf
+        right, confidence = (given.argmax(1) == truth)[order], confidence[order]
+        last = np.append(confidence[1:] < confidence[:-1], True)  # of those that are equally sure, which go together
+        good = np.flatnonzero(last & (right.cumsum() / np.arange(1, len(right) + 1) >= wanted))
+        return float(confidence[good[-1]]) if len(good) else np.inf
 
     kept = np.zeros(len(labels), dtype=bool)
     for inside, outside, seen in _tempered(probabilities, parts, temperatures):
