@@ -11,7 +11,7 @@ from bloodcell_lib import analysis, answers
 from bloodcell_lib.compare import BEYOND, in_sentence, out_of_fold, title_of
 from bloodcell_lib.latex import escape, join, number, plural, signed
 from bloodcell_lib.numbers import Study
-from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, IN_VIEW, OURS, RECIPES
+from bloodcell_lib.plans import BASES, CHOSEN, EXTRA, IN_VIEW, OURS, RECIPES, variants
 from bloodcell_lib.reached import foremost, headline, length, rightly, together, unseen
 from bloodcell_lib.verdicts import JUDGED, moved
 
@@ -204,6 +204,19 @@ def _screened(what: str, rows: Sequence[dict]) -> str:
     if len(rows) == 1:
         return f"1 change to {what} lies at {ends[0]} points"
     return f"{len(rows)} changes to {what} lie from {' to '.join(ends)} points"
+
+
+def levers(study: Study, base: str = "patient", group: str = "ablation") -> str:
+    """What one of our recipes loses without each of its levers; "" before such rows are recorded."""
+    rows = [row for name in variants(base, group) if (row := study.row(name)) and row["common_seeds"]]
+    if not rows:
+        return ""
+    told = [
+        f"{signed(row['difference'])} ({escape(row['title'].split(', ', 1)[-1])})"
+        for row in sorted(rows, key=lambda row: row["difference"])
+    ]
+    seeds = int(min(row["common_seeds"] for row in rows))
+    return f"With one lever less, {RECIPES[base]} changes by {join(told)} points ({plural(seeds, 'seed')})."
 
 
 def sharpness(study: Study) -> str:

@@ -33,6 +33,7 @@ def sentences(study: Study) -> dict[str, str]:
         "BestSentence": beyond.best(study),
         "BestInShort": beyond.best_in_short(study),
         "FurtherSentence": beyond.further(study),
+        "LeversSentence": beyond.levers(study),
         "SecondReaderSentence": second_reader.sentence(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),

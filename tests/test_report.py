@@ -413,6 +413,15 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     )
 
 
+def test_a_recipe_is_told_without_each_of_its_levers(tmp_path):
+    write_records(tmp_path, ["patient", "patient_not_scaled", "patient_not_rotated"], seeds=(0,))
+    study = Study.of(load_records(tmp_path), "cpu")
+    rows = sorted((study.row(f"patient_not_{name}")["difference"], f"(not {name})") for name in ("scaled", "rotated"))
+    told = " and ".join(f"{latex.signed(points)} {words}" for points, words in rows)
+    assert beyond.levers(study) == f"With one lever less, the patient recipe changes by {told} points (1 seed)."
+    assert beyond.levers(Study.of(load_records(tmp_path)[:1], "cpu")) == ""
+
+
 def test_of_how_many_seeds_the_folds_are(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["hardy"]], seeds=(0,))
     write_records(tmp_path, FOLDS["hardy"], seeds=(1,))
