@@ -120,10 +120,11 @@ def images_of(record: Record, given: str = "", skip_bad: bool = False) -> CellIm
 
     given: their folder, else the drawn ones for a run on such, else as `views.image_folder` finds it.
     """
-    if not given and record.info["data"]["source"] == SYNTHETIC:
+    here = Path(given) if given else paths.data_folder()
+    if not given and record.info["data"]["source"] == SYNTHETIC and not (here and (here / paths.DRAWN).exists()):
         folder = views.drawn_cells()
-    elif given or paths.data_folder():
-        folder = views.image_folder(Path(given) if given else None, record.profile)
+    elif here:
+        folder = views.image_folder(here, record.profile)
     else:
         return None
     view = record.info["config"]["pixels"], record.info["config"]["crop"]

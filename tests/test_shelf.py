@@ -104,6 +104,8 @@ def test_a_demo_is_shown_its_own_cells_whatever_others_are_at_hand(places, monke
     info = json.loads(path.read_text())
     info["data"] |= {"source": cells.source, "fingerprint": cells.fingerprint}
     path.write_text(json.dumps(info))
-    monkeypatch.setenv("BLOODCELL_DATA", str(drawn_folder.write(places / "others", per_class=2, test=0)))
+    others = drawn_folder.write(places / "others", per_class=2, test=0)
+    (others / paths.DRAWN).unlink()  # as if they were photographs
+    monkeypatch.setenv("BLOODCELL_DATA", str(others))
     found = shelf.images_of(load_records(places / "results" / "demo")[0])
     assert found is not None and found.fingerprint == cells.fingerprint
