@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from bloodcell_lib import models
 from bloodcell_lib.compare import Runs, by_experiment, difference
 from bloodcell_lib.evaluate import bootstrap_f1, by_image, macro_f1, wilson
-from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.records import Record, is_demo
 from bloodcell_lib.reference import CLAIMS, Claim
 
@@ -111,8 +109,7 @@ def _f1(claim: Claim, runs: Runs) -> Measured | None:
 
 
 def _parameters(claim: Claim, runs: Runs) -> Measured | None:
-    with torch.device("meta"):  # no memory, and nothing drawn from the global random state
-        count = models.parameters(models.build(ModelConfig(claim.experiment)))
+    count = models.parameters_of(claim.experiment)
     how = "its blocks as described" if claim.experiment == "as_described" else "built"
     return f"{count:,} ({how})", count, count
 

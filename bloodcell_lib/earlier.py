@@ -13,7 +13,6 @@ from bloodcell_lib.data import CellImages
 from bloodcell_lib.errors import BloodcellError, OtherRun
 from bloodcell_lib.plans import EXPERIMENTS, FOLDS, experiment
 from bloodcell_lib.tasks import Task, configuration, recorded
-from bloodcell_lib.views import divide, split_sha256
 
 
 def judged(task: Task, cells: CellImages, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +58,10 @@ def teachers(task: Task, cells: CellImages) -> Tensor:
     return torch.from_numpy(probabilities[np.argsort(at)]).float()
 
 
-def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
+def begun(task: Task, cells: CellImages, split: str) -> dict[str, Tensor]:
     """The weights that a run starts from whose recipe goes on after another: of the run of that one which had the same
-    training images and seed. Raises BloodcellError where there is none, or its weights are damaged or not here."""
+    training images and seed. split: `views.split_sha256` of this one's. Raises BloodcellError where there is none, or
+    it had another, or its weights are damaged or not here."""
     plan, earlier = task.plan(), before(task)
     if earlier is None:
         raise BloodcellError(
@@ -73,7 +73,7 @@ def begun(task: Task, cells: CellImages) -> dict[str, Tensor]:
         raise BloodcellError(
             f"{task.name} needs {earlier.folder}: make it with `{_command(earlier)}` first{_alike(earlier)}."
         )
-    if record.info["data"]["split_sha256"] != split_sha256(*divide(cells, plan.part)):
+    if record.info["data"]["split_sha256"] != split:
         raise BloodcellError(f"{record.folder} trained on other of these images: move it away and make it again.")
     return record.weights()
 

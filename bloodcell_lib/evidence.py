@@ -29,8 +29,8 @@ COLOUR_OF = {cell.title: cell.colour for cell in CELL_TYPES}
 def reliability(trust: Analysis) -> Figure:
     """Accuracy against confidence before and after temperature scaling, and how confident the answers are.
 
-    Each point holds equally many images and has Wilson's interval. Raises BloodcellError for
-    an analysis that is older than its histogram.
+    Each point holds equally many images and has Wilson's interval. Raises BloodcellError for an analysis that is older
+    than its histogram.
     """
     judged = trust["result"]["plain"]
     if "histogram" not in judged["before"]:

@@ -63,8 +63,9 @@ def _make(
     started, commit, plan = machine.now(), machine.commit(), task.plan()
     without = earlier.suspected(task, cells) if plan.part.startswith("clean") else ()
     train, held_out = divide(cells, plan.part, without)
+    split = split_sha256(train, held_out)
     taught = earlier.teachers(task, cells) if plan.train.distil else None
-    start = earlier.begun(task, cells) if plan.train.after else None
+    start = earlier.begun(task, cells, split) if plan.train.after else None
     trainer = Trainer(
         plan.model,
         plan.train,
@@ -93,7 +94,7 @@ def _make(
         "left_out": len(without),
         **({"taught_sha256": hashlib.sha256(taught.numpy().tobytes()).hexdigest()} if taught is not None else {}),
         **({"start_sha256": trainer.start} if start is not None else {}),
-        "split_sha256": split_sha256(train, held_out),
+        "split_sha256": split,
     }
     model = {
         "parameters": models.parameters(trainer.model),

@@ -348,6 +348,12 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def parameters_of(name: str) -> int:
+    """The same of a network of NETWORKS as it is by default."""
+    with torch.device("meta"):  # no memory, and nothing drawn from the global random state
+        return parameters(build(ModelConfig(name)))
+
+
 def trace(model: nn.Module, pixels: int) -> OrderedDict[str, tuple[tuple[int, ...], int]]:
     """Output shape (C, H, W) or (C,) and multiply-accumulates of each module, by its name, for one image."""
     seen: OrderedDict[str, tuple[tuple[int, ...], int]] = OrderedDict()

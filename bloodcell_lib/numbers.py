@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from bloodcell_lib import evaluate, models, paths, plans
 from bloodcell_lib.analysis import load_analyses
 from bloodcell_lib.claims import claims_table
 from bloodcell_lib.compare import study_table
 from bloodcell_lib.latex import DASH, count, escape, join, number, plain
-from bloodcell_lib.models import ModelConfig
 from bloodcell_lib.plans import EXPERIMENTS, STUDY, Profile
 from bloodcell_lib.records import Predictions, Record, load_records
 from bloodcell_lib.reference import CLAIMS
@@ -225,8 +223,8 @@ def _recipe(study: Study) -> dict[str, str]:
         "ScaleHigh": plain((augment.get("scale") or [None])[-1]),
         "Translation": number(_times(100, augment.get("translate"))),
         **{camel(key): plain(augment.get(key)) for key in ("rotation", "brightness", "hue")},
-        "DeepParameters": count(built("deep_efficientnet")),
-        "DescribedParameters": count(built("as_described")),
+        "DeepParameters": count(models.parameters_of("deep_efficientnet")),
+        "DescribedParameters": count(models.parameters_of("as_described")),
         "Dropout": plain(model.get("dropout")),
         "StochasticDepth": plain(model.get("stochastic_depth")),
         "Planned": count(len(STUDY)),
@@ -265,12 +263,6 @@ def _claims(study: Study) -> dict[str, str]:
         "ReferenceLow": number(100 * low, 1),
         "ReferenceHigh": number(100 * high, 1),
     }
-
-
-def built(network: str) -> int:
-    """Parameters of a network with eight outputs."""
-    with torch.device("meta"):  # no memory, and nothing drawn from the global random state
-        return models.parameters(models.build(ModelConfig(network)))
 
 
 def camel(name: str) -> str:

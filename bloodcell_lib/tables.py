@@ -146,12 +146,11 @@ def recipes(study: Study) -> Table:
     if len(found) > 1:
         reached = share(averaged([study.folds(name) for name in found]))
         rows.append((f"{len(found)} averaged", "", "", "", _share(*reached, digits=2), "", "", ""))
-    if stages := snapshots(study):
-        reached = _share(*(stages[key] for key in ("accuracy", "low", "high")), digits=2)
-        rows.append((f"{stages['networks']} stages turned", "", "", "", reached, "", "", ""))
-        if more := stages.get("seeds"):
-            reached = _share(*(more[key] for key in ("accuracy", "low", "high")), digits=2)
-            rows.append((f"{more['networks']} networks turned", "", "", "", reached, "", "", ""))
+    stages = snapshots(study)
+    for turned, what in ((stages, "stages"), (stages.get("seeds"), "networks")):
+        if turned:
+            reached = _share(*(turned[key] for key in ("accuracy", "low", "high")), digits=2)
+            rows.append((f"{turned['networks']} {what} turned", "", "", "", reached, "", "", ""))
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)
