@@ -1,4 +1,4 @@
-"""Blocks of the README and the model card that are made from what is published, so that nobody types a number.
+"""Blocks of the README and the other documents that are made from what is published, so that nobody types a number.
 
 A block stands between `<!-- begin name -->` and `<!-- end name -->`; whatever is there is replaced.
 """
@@ -31,15 +31,16 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import OURS, PROFILES, RECIPES, measured
+from bloodcell_lib.plans import PROFILES, RECIPES, measured
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
 
 DOCUMENTS = {
-    "README.md": ("results", "claims", "trust", "performance"),
+    "README.md": ("results", "claims", "asked"),
     "MODEL_CARD.md": ("network", "evaluation"),
-    "report/PERFORMANCE.md": ("speed",),
+    "report/FINDINGS.md": ("tried", "trust"),
+    "report/PERFORMANCE.md": ("performance", "speed"),
 }
 ASKED = {
     "calibration": "Are its probabilities true?",
@@ -57,11 +58,9 @@ ASKED = {
     "labels": "Are the labels right?",
     "finer": "Finer types.",
 }
-OTHERS = {
-    "best": f"The same of {RECIPES['best']}:",
-    **{name: f"Of {RECIPES[name]}:" for name in OURS if name != "best"},
-    "best_short": f"Of {RECIPES['best_short']} (two fifths of the profile's epochs), and of what is tried on it. "
-    "Where an augmentation practises what a simulated site changes, its gain there is no promise for a real one:",
+NOTES = {
+    "best_short": "For two fifths of the profile's epochs, and what is tried on it. Where an augmentation practises "
+    "what a simulated site changes, its gain there is no promise for a real one.",
 }
 WEIGHTS = paths.ROOT / "bloodcell_lib" / "weights"  # those of the repository, whatever `paths.WEIGHTS` names
 BUILT = {
@@ -69,6 +68,7 @@ BUILT = {
     "slim_resnet": "the four stages of ResNet-18 at about three eighths of their width, behind a stem without a pool",
 }
 NOTHING = "No study is published yet."
+UNASKED = "No analysis is published yet: `bloodcell trust` makes them."
 MARKER = re.compile(r"<!-- (begin|end) (\w+) -->")
 # The LaTeX that our sentences and tables hold, and what it is in Markdown.
 SIGNS = {
@@ -108,7 +108,7 @@ def blocks(folder: Path) -> dict[str, str]:
     """Every block by its name, from the records and the speed tests in `folder`."""
     profile = published_profile(folder)
     study = Study.read(folder, profile)
-    made = {make.__name__: make(study) for make in (results, claims, trust, network, evaluation)}
+    made = {make.__name__: make(study) for make in (results, claims, asked, tried, trust, network, evaluation)}
     timings = [bench.read(path) for path in sorted(Path(folder).glob("bench-*.json"))] or [{}]
     return made | {
         name: speed(timings, tell) for name, tell in (("performance", bench.summary), ("speed", bench.markdown))
@@ -142,13 +142,12 @@ def markdown(latex: str) -> str:
 
 
 def results(study: Study) -> str:
-    """The main model's accuracy with all that it depends on, and the networks under both budgets."""
+    """The main model's accuracy, the networks under both budgets, and the recipes of ours."""
     if not study.records:
         return NOTHING
     large = study.large if study.large.runs("main") else None
     as_stated = [accuracy(large), reached.best_epoch(large), verdicts.changes(large)] if large else []
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), beyond.best_in_short(study)]
-    made = [sentences.state(study), sentences.source(study), provenance(study), other_budget(study)]
     below = (
         "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "
         "budget."
@@ -170,10 +169,7 @@ def results(study: Study) -> str:
         _paragraph(below),
         _paragraph(beyond.best(study), beyond.further(study)),
         *([markdown_table(tables.recipes(study)), _paragraph(own)] if study.runs("best") else []),
-        apart(study),
-        _paragraph(second_reader.sentence(study), beyond.doubts(study)),
-        _paragraph(beyond.tried(study), beyond.sharpness(study)),
-        _paragraph(*made),
+        _paragraph(sentences.state(study), sentences.source(study), provenance(study)),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -182,13 +178,25 @@ def results(study: Study) -> str:
 APART = {
     "stage": (
         "The travelled recipe taken apart, on the split and by one seed against the same, which judges nothing: each "
-        "row trains on about as many pictures, the last alone from random weights. The sites are those of the table "
-        "above."
+        "row trains on about as many pictures, the last alone from random weights."
     ),
     "ablation": (
         "The patient recipe taken apart likewise: each row leaves one of its levers as the best recipe has it."
     ),
 }
+
+
+def tried(study: Study) -> str:
+    """What moved the accuracy and what did not: recipes taken apart, mistakes and labels, changes, the other budget."""
+    if not study.records:
+        return NOTHING
+    parts = [
+        apart(study),
+        _paragraph(second_reader.sentence(study), beyond.doubts(study)),
+        _paragraph(beyond.tried(study), beyond.sharpness(study)),
+        _paragraph(other_budget(study)),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def apart(study: Study) -> str:
@@ -260,24 +268,32 @@ def claims(study: Study) -> str:
     return f"{told}\n\n{_table(head, rows)}"
 
 
+def asked(study: Study) -> str:
+    """What the analyses found of the main model, of the best recipe and of the published one, as a table."""
+    if not study.records:
+        return NOTHING
+    found = [name for name in ("main", "best", reached.foremost(study)) if name]
+    analysed = [name for name in dict.fromkeys(found) if analysis.of_experiment(study.analyses, name)]
+    return markdown_table(tables.trust(study, analysed)) if analysed else UNASKED
+
+
 def trust(study: Study) -> str:
-    """What the analyses of the trained networks found, question by question."""
+    """What the analyses of the trained networks found: recipe by recipe, question by question."""
     if not study.records:
         return NOTHING
     if not study.analyses:
-        return "No analysis is published yet: `bloodcell trust` makes them."
-    told = {title: answers.answer(key, study.analyses) for key, title in ASKED.items()}
-    lines = [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
-    for name, words in OTHERS.items():
+        return UNASKED
+    parts = []
+    for name, words in RECIPES.items():
         found = analysis.of_experiment(study.analyses, name)
-        asked = {key: title for key, title in ASKED.items() if key != "reader" and answers.QUESTIONS[key][0] in found}
-        told = {title: answers.answer(key, found) for key, title in asked.items()}
+        keys = [key for key in ASKED if name == "main" or (key != "reader" and answers.QUESTIONS[key][0] in found)]
+        told = {ASKED[key]: answers.answer(key, found) for key in keys}
         if far := "travel" not in found and elsewhere(study, name):
             told[ASKED["travel"]] = far
         if told:
-            lines += ["", _paragraph(words), ""]
-            lines += [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
-    return "\n".join(lines)
+            lines = [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
+            parts += [f"### {words[0].upper()}{words[1:]}", _paragraph(NOTES.get(name, "")), "\n".join(lines)]
+    return "\n\n".join(filter(None, parts))
 
 
 def network(study: Study) -> str:

@@ -237,20 +237,32 @@ def claims(study: Study) -> Table:
     return Table(columns, ("Claim", "Stated", "Its other files", "Measured [interval]", "Verdict"), rows)
 
 
-def trust(study: Study) -> Table:
-    """What the analyses of the trained networks found: a question, its measure, the value with its interval."""
-    found = {name: content["result"] for name, content in study.analyses.items()}
+def trust(study: Study, experiments: Sequence[str] = ("main",)) -> Table:
+    """What the analyses of trained networks found: a question, its measure, the values of each experiment."""
+    columns = [_answers(analysis.of_experiment(study.analyses, name)) for name in experiments]
+    rows, last = [], ""
+    for key in dict.fromkeys(key for column in columns for key in column):
+        question, measure = key
+        rows.append((question if question != last else "", measure, *(column.get(key, DASH) for column in columns)))
+        last = question
+    heads = [rf"{spoken(name).capitalize()} (\%)" for name in experiments]
+    return Table("ll" + "r" * len(heads), ("Question", "Measure", *heads), rows or [(DASH,) * (2 + len(heads))])
+
+
+def _answers(found: dict) -> dict[tuple[str, str], str]:
+    """(question, measure) -> value, for the analyses of one experiment."""
     makers = {
         "trust": _probabilities,
         "shortcuts": _paint,
         "explain": _heat,
         "robustness": _corruptions,
         "travel": _sites,
+        "reading": _mended,
         "unknown": _unknown,
         "labels": _labels,
     }
-    rows = [row for name, make in makers.items() if name in found for row in make(found[name])]
-    return Table("llr", ("Question", "Measure", r"Found (\%)"), rows or [(DASH,) * 3])
+    rows = [row for name, make in makers.items() if name in found for row in make(found[name]["result"])]
+    return {(question, measure): value for question, measure, value in rows}
 
 
 def _probabilities(result: dict) -> list[Sequence[str]]:
@@ -259,18 +271,20 @@ def _probabilities(result: dict) -> list[Sequence[str]]:
     gain = np.mean(looks["tta"]["single"]) - np.mean(looks["plain"]["single"])
     return [
         ("Probabilities", "calibration error as trained", number(100 * plain["before"]["ece_mass"], 1)),
-        ("", "after temperature scaling", _share(after["ece_mass"], *after["ece_mass_interval"])),
+        ("Probabilities", "after temperature scaling", _share(after["ece_mass"], *after["ece_mass_interval"])),
         ("Abstention", r"cells kept for 99.5\,\%", number(100 * kept["coverage"], 1)),
-        ("", "right among them", _share(kept["accuracy"], kept["low"], kept["high"])),
+        ("Abstention", "right among them", _share(kept["accuracy"], kept["low"], kept["high"])),
         ("Sets", r"with the class, 95\,\% asked", _share(sets["coverage"], sets["low"], sets["high"])),
         ("Symmetries", "gained by averaging all 8", signed(100 * gain)),
     ]
 
 
 def _paint(result: dict) -> list[Sequence[str]]:
-    kinds = {"cell_alone": ("Painted over", "cell alone"), "background_alone": ("", "background alone")}
-    rows = {key: result["conditions"][key] for key in kinds}
-    return [(*kinds[key], _share(row["accuracy"], row["low"], row["high"])) for key, row in rows.items()]
+    rows = {key: result["conditions"][key] for key in ("cell_alone", "background_alone")}
+    return [
+        ("Painted over", key.replace("_", " "), _share(row["accuracy"], row["low"], row["high"]))
+        for key, row in rows.items()
+    ]
 
 
 def _heat(result: dict) -> list[Sequence[str]]:
@@ -287,10 +301,15 @@ def _corruptions(result: dict) -> list[Sequence[str]]:
 
 
 def _sites(result: dict) -> list[Sequence[str]]:
-    all_of_them = result["experiments"][result["experiment"]]["sites"]["all"]
-    return [
-        ("Other sites", "accuracy, all changes", _share(*(all_of_them[key] for key in ("accuracy", "low", "high"))))
-    ]
+    together = result["experiments"][result["experiment"]]["sites"]["all"]
+    value = _share(together["accuracy"], together["low"], together["high"])
+    return [("Other sites", "accuracy, all changes", value)]
+
+
+def _mended(result: dict) -> list[Sequence[str]]:
+    together = result["experiments"]["undone"]["sites"]["all"]
+    value = _share(together["accuracy"], together["low"], together["high"])
+    return [("Other sites", "the same, read and undone", value)]
 
 
 def _unknown(result: dict) -> list[Sequence[str]]:

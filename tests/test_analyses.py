@@ -126,14 +126,17 @@ def test_readme_and_report_print_them_or_say_that_there_is_none(home, found):
     study = Study.read(home.runs.parent, "demo")
     assert study.analyses.keys() == found.keys()
     told = documents.trust(study)
-    assert told.count("\n- **") == len(documents.ASKED) - 1 and all(len(line) <= 120 for line in told.splitlines())
+    assert told.count("\n- **") == len(documents.ASKED) and all(len(line) <= 120 for line in told.splitlines())
     assert set(documents.ASKED) == set(answers.QUESTIONS)
     best = Study.of(study.records, "demo", {**found, "trust_best": found["trust"] | {"experiment": "best"}})
     more = documents.trust(best).removeprefix(told)
-    assert "The same of the best recipe" in more and more.count("\n- **") == 4 and "calibration error" in more
+    assert "### The best recipe\n\n- **" in more and more.count("\n- **") == 4 and "calibration error" in more
     table = tables.trust(study)
     assert len(table.rows) > 10 and all(len(row) == 3 and all(row[1:]) for row in table.rows)
-    assert "No analysis is published yet" in documents.trust(Study.of(study.records, "demo"))
+    both = documents.asked(best)
+    assert "Main (%) | Best (%) |" in both and len(both.splitlines()) == len(table.rows) + 2
+    for make in (documents.trust, documents.asked):
+        assert "No analysis is published yet" in make(Study.of(study.records, "demo"))
     assert tables.trust(Study.of(study.records, "demo")).rows == [("--",) * 3]
 
 

@@ -21,7 +21,8 @@ from bloodcell_lib.plans import EXPERIMENTS, RECIPES, measured
 from bloodcell_lib.records import load_records
 from bloodcell_lib.reference import CLAIMS
 
-MAKERS = {name: getattr(documents, name) for name in ("results", "claims", "trust", "network", "evaluation")}
+BLOCKS = ("results", "claims", "asked", "tried", "trust", "network", "evaluation")
+MAKERS = {name: getattr(documents, name) for name in BLOCKS}
 
 
 def published() -> str:
@@ -69,13 +70,6 @@ def test_the_committed_numbers_of_the_report_are_those_of_the_committed_records(
     assert {path.name for path in written} == {path.name for path in (paths.REPORT / "generated").glob("*.tex")}
 
 
-def test_links_of_the_model_card_lead_somewhere():
-    card = (paths.ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#]+)\)", card)
-    assert len(links) >= 4
-    assert all(link.startswith("https://") or (paths.ROOT / link).exists() for link in links)
-
-
 # Filling
 
 
@@ -86,7 +80,7 @@ def test_documents_are_filled_once_and_then_left_alone(copies, tmp_path):
     made = {name: text(copies / name) for name in DOCUMENTS}
     for name, said in made.items():
         assert NOTHING not in said
-        assert "Under the profile `cpu`" in said or "No speed is recorded yet" in said
+        assert re.search("[Uu]nder (the profile )?`cpu`|No speed is recorded yet", said)
         assert re.split(r"<!-- begin .*?<!-- end \w+ -->", said, flags=re.S) == outside[name], "the prose is the user's"
     times = {name: (copies / name).stat().st_mtime_ns for name in DOCUMENTS}
     assert update(tmp_path / "results", copies) == []
@@ -209,7 +203,7 @@ def test_results_are_those_of_the_records(studies):
         "Under the profile `cpu`, with 112 × 112 pixels and 5 epochs, on a processor (2 threads): With 3 seeds, the"
         in made
     )
-    assert "not those of `full` (224 × 224 pixels, 50 epochs)" in made
+    assert "not those of `full` (224 × 224 pixels, 50 epochs)" in flat(documents.tried(study))
     assert "All 48 runs of the study are recorded" in made and "at commit abc123" in made
     for name in ("simple_cnn", "resnet18", "efficientnet_lite"):
         for key in (name, f"{name}_full"):
@@ -221,7 +215,8 @@ def test_a_part_is_told_as_a_part(studies):
     assert "With 2 seeds, the main recipe reaches" in part and "The study is partial: 6 of its 48 runs" in part
     assert re.search(r"With 1 seed, the main recipe reaches \d\d\.\d\d % of", one)
     assert "The main recipe has not been measured yet." in headless
-    assert "`full`" not in flat(documents.results(studies["full"])).replace("Under the profile `full`", "")
+    own = flat(documents.results(studies["full"])).replace("Under the profile `full`", "")
+    assert "`full`" not in own + flat(documents.tried(studies["full"]))
 
 
 def test_runs_on_drawn_cells_are_told_as_such(tmp_path):

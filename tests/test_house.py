@@ -1,4 +1,4 @@
-"""The repository keeps its own rules: who imports whom, what is in git, what the README says of both."""
+"""The repository keeps its own rules: who imports whom, what is in git, what the documents say of both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,8 @@ from bloodcell_lib import paths
 from bloodcell_lib.plans import PROFILES
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-MODULES = re.findall(r"^\| `(\w+)` \|", README.split("| module |")[1].split("\n## ")[0], re.MULTILINE)
+LIBRARY = (paths.ROOT / "bloodcell_lib" / "README.md").read_text(encoding="utf-8")
+MODULES = re.findall(r"^\| `(\w+)` \|", LIBRARY, re.MULTILINE)
 
 
 def tracked() -> list[str]:
@@ -35,7 +37,7 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def test_readme_lists_every_module():
+def test_the_library_s_page_lists_every_module():
     there = {path.stem for path in (paths.ROOT / "bloodcell_lib").glob("*.py")} - {"__init__"}
     assert set(MODULES) == there
 
@@ -56,9 +58,21 @@ def test_readme_profiles_are_the_codes():
     assert len(re.findall(r"^\| `(?:demo|cpu|full)` \|", README, re.MULTILINE)) == 3
 
 
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (paths.ROOT / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind a #: the page's headings, as GitHub and GitLab write them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", [name for name in tracked() if name.endswith(".md")])
+def test_links_lead_somewhere(name):
+    page = paths.ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
 
 
 def test_git_holds_no_photograph_no_weights_and_no_clutter():
