@@ -31,7 +31,7 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import PROFILES, RECIPES, measured
+from bloodcell_lib.plans import BASES, PROFILES, RECIPES, measured
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -58,10 +58,10 @@ ASKED = {
     "labels": "Are the labels right?",
     "finer": "Finer types.",
 }
-NOTES = {
-    "best_short": "For two fifths of the profile's epochs, and what is tried on it. Where an augmentation practises "
-    "what a simulated site changes, its gain there is no promise for a real one.",
-}
+SHORT = (
+    "For two fifths of the profile's epochs, and what is tried on it. Where an augmentation practises what a simulated "
+    "site changes, its gain there is no promise for a real one."
+)
 WEIGHTS = paths.ROOT / "bloodcell_lib" / "weights"  # those of the repository, whatever `paths.WEIGHTS` names
 BUILT = {
     "deep_efficientnet": "MBConv blocks, with squeeze-and-excitation in the last two stages",
@@ -135,6 +135,7 @@ def filled(text: str, contents: dict[str, str], name: str) -> str:
 def markdown(latex: str) -> str:
     """A sentence or a table's cell of the report, which are LaTeX, as Markdown."""
     text = re.sub(r"\\texttt\{([^{}]*)\}", r"`\1`", latex)
+    text = re.sub(r"\\textbf\{([^{}]*)\}", r"**\1**", text)
     for sign, letter in SIGNS.items():
         text = text.replace(sign, letter)
     text = re.sub(r"(?<!\S)--(?!\S)", "–", text)  # alone, and not before an option's name
@@ -174,37 +175,39 @@ def results(study: Study) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-# How what is taken apart is introduced, by the group of rows that do it.
-APART = {
-    "stage": (
-        "The travelled recipe taken apart, on the split and by one seed against the same, which judges nothing: each "
-        "row trains on about as many pictures, the last alone from random weights."
-    ),
-    "ablation": (
-        "The patient recipe taken apart likewise: each row leaves one of its levers as the best recipe has it."
-    ),
+# What changes some recipe, and how such rows are to be read.
+NOTES = {
+    "aug_flips": "What led to the best recipe.",
+    "best": "On the split, which chose some of these; the README has them out of fold.",
+    "travelled": "Each row trains on about as many pictures, the last alone from random weights.",
+    "patient": "Each row leaves one of its levers as the best recipe has it.",
+    "best_short": "Many changes are tried for so few epochs.",
 }
 
 
 def tried(study: Study) -> str:
-    """What moved the accuracy and what did not: recipes taken apart, mistakes and labels, changes, the other budget."""
+    """What moved the accuracy and what did not: under the reference's budget, and changes to each recipe of ours."""
     if not study.records:
         return NOTHING
     parts = [
-        apart(study),
-        _paragraph(second_reader.sentence(study), beyond.doubts(study)),
-        _paragraph(beyond.tried(study), beyond.sharpness(study)),
         _paragraph(other_budget(study)),
+        "### The reference's study",
+        markdown_table(tables.grid(study)),
+        *(changes(study, base) for base in dict.fromkeys(BASES.get(group, "main") for group in compare.BEYOND)),
+        _paragraph(beyond.sharpness(study)),
+        "### What is still wrong",
+        _paragraph(second_reader.sentence(study), beyond.doubts(study)),
     ]
     return "\n\n".join(filter(None, parts))
 
 
-def apart(study: Study) -> str:
-    """Recipes without one of their parts, a table each; "" before such rows are recorded."""
-    found = {told: tables.apart(study, group) for group, told in APART.items()}
-    return "\n\n".join(
-        f"{_paragraph(told)}\n\n{markdown_table(table)}" for told, table in found.items() if len(table.rows) > 1
-    )
+def changes(study: Study, base: str) -> str:
+    """What was changed in a recipe, a heading and a table; "" before such rows are recorded."""
+    table = tables.changes(study, base)
+    if len(table.rows) < 2:
+        return ""
+    parts = (f"### Changes to {beyond.start(study, base)}", _paragraph(NOTES.get(base, "")), markdown_table(table))
+    return "\n\n".join(filter(None, parts))
 
 
 def accuracy(study: Study, name: str = "main") -> str:
@@ -235,16 +238,10 @@ def other_budget(study: Study) -> str:
     )
     if not study.full:
         return f"{told}which is not recorded."
-    rows = study.large.table.sort_values(["seeds", "mean"], ascending=False)
-    groups = [
-        f"with {plural(seeds, 'seed')} "
-        + join([f"{compare.in_sentence(row['title'])} {reached.percent(row)}" for _, row in part.iterrows()])
-        for seeds, part in rows.groupby("seeds", sort=False)
-    ]
     made, planned = study.large.counted
     return (
         f"{told}of whose study {made} of {planned} runs are recorded, made on {join(study.large.devices)} with PyTorch "
-        f"{join(study.large.versions)}. Their accuracies in the final epoch, in %: {'; '.join(groups)}."
+        f"{join(study.large.versions)}."
     )
 
 
@@ -292,7 +289,11 @@ def trust(study: Study) -> str:
             told[ASKED["travel"]] = far
         if told:
             lines = [_paragraph(f"- **{title}** {text}", indent="  ") for title, text in told.items()]
-            parts += [f"### {words[0].upper()}{words[1:]}", _paragraph(NOTES.get(name, "")), "\n".join(lines)]
+            parts += [
+                f"### {words[0].upper()}{words[1:]}",
+                _paragraph(SHORT if name == "best_short" else ""),
+                "\n".join(lines),
+            ]
     return "\n\n".join(filter(None, parts))
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloodcell_lib import analysis, answers, evaluate
-from bloodcell_lib.beyond import snapshots, spoken
+from bloodcell_lib.beyond import CHANGES, snapshots, spoken
 from bloodcell_lib.compare import averaged, difference, out_of_fold, share
 from bloodcell_lib.latex import DASH, count, escape, number, plain, signed
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import BASES, RECIPES, STUDY, variants
+from bloodcell_lib.plans import RECIPES, STUDY, variants
 from bloodcell_lib.reached import percent, together
 from bloodcell_lib.records import Record
 from bloodcell_lib.unknown import SCORES, means
+from bloodcell_lib.verdicts import JUDGED
 
 GROUPS = ("attention", "regularisation", "schedule", "augmentation")
 SETTINGS = {
@@ -28,6 +29,7 @@ SETTINGS = {
     "label_smoothing": "Label smoothing",
     "clip": "Gradient norm at most",
 }  # of the training, and what they are called
+GAIN = r"(points, 95\,\% interval)"
 WORDS = {"adamw": "AdamW", "adam": "Adam", "cosine": "cosine", "constant": "constant", "step": "step"}
 
 
@@ -98,7 +100,7 @@ def models(study: Study) -> Table:
             )
         )
     head = ("Network", "Params", "MACs", "Reference's", "Main recipe", "Difference to main", "Seeds")
-    units = ("", "(M)", "(M)", r"budget (\%)", r"(\%)", r"(points, 95\,\% interval)", "")
+    units = ("", "(M)", "(M)", r"budget (\%)", r"(\%)", GAIN, "")
     return Table("lrrrrrr", head, rows, units)
 
 
@@ -156,23 +158,36 @@ def recipes(study: Study) -> Table:
     return Table("lrrrrrrr", head, rows, units)
 
 
-def apart(study: Study, group: str) -> Table:
-    """A recipe beside what is left of it without one of its parts, on the split, and at simulated sites where the rows
-    of `group` were shown them."""
-    base = BASES[group]
-    others = [name for name in variants(base, group) if study.row(name)]
-    seeds = {seed for name in others or [base] for seed in study.seeds(name)}
-    # Beside rows of one seed, what another seed of the whole recipe reached says nothing.
-    shown = [run for name in (base, *others) for run in study.runs(name) if name != base or run.seed in seeds]
-    beside, rows = Study(shown, study.profile), []
-    for name in beside.table.index:
-        row = beside.row(name)
-        gain = _difference(row) if name != base else ""
-        rows.append((row["title"], _epochs(study, name), _accuracy(row), gain, *_undone(study, name)))
-    width = 6 if any(row[4:] != (DASH, DASH) for row in rows[1:]) else 4
-    head = ("Recipe", "Epochs", "Split", f"To {base}", "Sites", "All")
-    units = ("", "", r"(\%)", "(points)", "kept", r"(\%)")
-    return Table("lrrrrr"[:width], head[:width], [row[:width] for row in rows], units[:width])
+def changes(study: Study, base: str) -> Table:
+    """What changes `base` beyond the reference's study: on the split, and at simulated sites where it was shown any.
+    Bold: a difference by the rule of `verdicts`."""
+    rows = []
+    for name in (base, *variants(base, *CHANGES)):
+        if row := study.row(name):
+            gain = _judged(row) if name != base else ""
+            seen = (row["title"], _epochs(study, name), _accuracy(row), gain, count(row["seeds"]))
+            rows.append((*seen, *_undone(study, name)))
+    head = ("Recipe", "Epochs", "Split", "Difference", "Seeds", "Sites", "All")
+    units = ("", "", r"(\%)", GAIN, "", "kept", r"(\%)")
+    width = len(head) if any(row[-2:] != (DASH, DASH) for row in rows[1:]) else len(head) - 2
+    return Table("lrrrrrr"[:width], head[:width], [row[:width] for row in rows], units[:width])
+
+
+def grid(study: Study) -> Table:
+    """The reference's study: accuracy in the final epoch and what it is less than the main recipe's; under `full` too,
+    where that is recorded beside it. Bold as in `changes`."""
+    sides = [study, study.large] if study.full else [study]
+    rows = []
+    for name, row in STUDY.items():
+        found = [side.row(name) for side in sides]
+        if any(found):
+            cells = [
+                (_accuracy(one), _judged(one) if one and name != "main" else "", count(one["seeds"]) if one else "")
+                for one in found
+            ]
+            rows.append((row.title, *(cell for side in cells for cell in side)))
+    head = [name for side in sides for name in (rf"\texttt{{{side.profile}}}", "Difference", "Seeds")]
+    return Table("l" + "r" * len(head), ("Experiment", *head), rows, ("", *(r"(\%)", "(points)", "") * len(sides)))
 
 
 def _gain(ours: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> str:
@@ -362,6 +377,11 @@ def _difference(row: dict) -> str:
     if not row or np.isnan(row["difference"]):
         return DASH
     return f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]"
+
+
+def _judged(row: dict) -> str:
+    differs = row["common_seeds"] >= JUDGED and (row["low"] > 0 or row["high"] < 0)
+    return rf"\textbf{{{_difference(row)}}}" if differs else _difference(row)
 
 
 def _seeds(*rows: dict) -> str:

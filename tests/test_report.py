@@ -441,29 +441,29 @@ def test_of_how_many_seeds_the_folds_are(tmp_path):
 def test_the_last_recipe_is_told_beside_what_is_left_of_it_without_a_stage(tmp_path):
     write_records(tmp_path, ["magnified", "seasoned", "travelled"], seeds=(0,))
     alone = Study.of(load_records(tmp_path), "cpu")
-    assert [row[0] for row in tables.apart(alone, "stage").rows] == ["Travelled recipe"] and documents.apart(
-        alone
-    ) == ""
+    assert [row[0] for row in tables.changes(alone, "travelled").rows] == ["Travelled recipe"]
+    assert documents.changes(alone, "travelled") == ""
     write_records(tmp_path, ["travelled_at_home", "travelled_at_once"], seeds=(0,))
     undone = {"sites": {key: {"accuracy": 0.8, "share": 0.96} for key in ("less", "all")}}
     reading = {"experiments": {"undone": undone}, "sites": {"less": "", "all": ""}, "goals": {"alone": 0.95}}
     found = {"reading_travelled_at_home": {"experiment": "travelled_at_home", "result": reading}}
     study = Study.of(load_records(tmp_path), "cpu", found)
-    whole, home, once = tables.apart(study, "stage").rows
-    assert documents.apart(study).count("\n| Travelled recipe") == 3
+    whole, home, once = tables.changes(study, "travelled").rows
+    assert documents.changes(study, "travelled").count("\n| Travelled recipe") == 3
     epochs = [study.runs(name)[0].info["config"]["train"]["epochs"] for name in ("magnified", "seasoned")]
     assert whole[1].startswith("+".join(map(str, epochs)) + "+") and whole[1].endswith(r"$\times$3") and whole[3] == ""
     assert home[1].startswith("+".join(map(str, epochs)) + "+") and "times" not in home[1] and "+" not in once[1]
     gain = 100 * (study.row("travelled_at_home")["mean"] - study.row("travelled")["mean"])
-    assert home[3].startswith(latex.signed(gain)) and home[4:] == ("1 of 1", "80.0") and once[4:] == ("--", "--")
+    assert home[3].startswith(latex.signed(gain)) and home[4:] == ("1", "1 of 1", "80.0") and once[5:] == ("--", "--")
 
 
 def test_the_patient_recipe_is_told_beside_what_is_left_of_it_without_a_lever(tmp_path):
     write_records(tmp_path, ["patient", "patient_not_rotated", "patient_not_longer"], seeds=(0,))
     study = Study.of(load_records(tmp_path), "cpu")
-    assert "travelled" not in documents.apart(study) and documents.apart(study).count("\n| Patient recipe") == 3
-    table = tables.apart(study, "ablation")
-    assert table.head == ("Recipe", "Epochs", "Split", "To patient") and table.rows[0][3] == ""
+    told = documents.changes(study, "patient")
+    assert told.startswith("### Changes to the patient recipe") and told.count("\n| Patient recipe") == 3
+    table = tables.changes(study, "patient")
+    assert table.head == ("Recipe", "Epochs", "Split", "Difference", "Seeds") and table.rows[0][3] == ""
     gain = 100 * (study.row("patient_not_rotated")["mean"] - study.row("patient")["mean"])
     assert next(row for row in table.rows if row[0].endswith("not rotated"))[3].startswith(latex.signed(gain))
 
