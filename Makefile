@@ -31,7 +31,7 @@ study: .venv/installed ## the 16 experiments with every seed; goes on where it w
 figures: .venv/installed ## the published figures, from the published records
 	$(BIN)/bloodcell figures
 
-report: figures ## report.pdf and the numbers in README and MODEL_CARD, from the published records
+report: figures ## report.pdf and the numbers in the documents, from the published records
 	$(BIN)/bloodcell report
 
 lint: .venv/developer ## ruff over library, tests and notebooks

@@ -260,8 +260,6 @@ def markdown(results: dict[str, Any]) -> str:
             lines += [f"**{title}** ({where(part)})", ""]
             for row in tables:
                 lines += [*table(row), ""]
-                if title in CHOICES:
-                    lines += [verdict(row), ""]
     return "\n".join(lines)
 
 
@@ -312,7 +310,7 @@ def table(row: dict[str, Any]) -> list[str]:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What paid against the base and what did not: by more than 5 % in the median, and in every turn."""
+    """What paid against the base and what did not: by more than 5 % in the median, and by anything in every turn."""
     sorts: dict[str, list[str]] = {"Paid": [], "No difference": [], "Cost": []}
     for name, ratio in row["ratio"].items():
         gains, loses = ratio["median"] > 1.05 and ratio["low"] > 1, ratio["median"] < 0.95 and ratio["high"] < 1

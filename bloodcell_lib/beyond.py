@@ -64,16 +64,23 @@ def spoken(name: str) -> str:
 
 def further(study: Study) -> str:
     """What the recipes after the best one change, as the table of recipes has them; "" where none is recorded."""
-    found = [f"{spoken(name)}, {words(runs[0].info)}" for name, words in CHANGED.items() if (runs := study.runs(name))]
+    found = [f"{name}, {words}" for name, words in others(study).items()]
     told = f"The others of the table: {'; '.join(found)}." if found else ""
     return " ".join(filter(None, [told, last_rows(study)]))
+
+
+def others(study: Study) -> dict[str, str]:
+    """The recipes after the best one, as they are spoken of, and what each changes."""
+    return {spoken(name): words(runs[0].info) for name, words in CHANGED.items() if (runs := study.runs(name))}
 
 
 def last_rows(study: Study) -> str:
     """What the table's last rows average; of recipes, "" where there are no two, and where it is all of ours."""
     found, told = together(study), []
-    if len(found) > 1 and found != [name for name in OURS if study.runs(name)]:
-        told.append(f"{len(found)} averaged: {join([spoken(name) for name in found])}.")
+    if len(found) > 1:
+        every = found == [name for name in OURS if study.runs(name)]
+        who = "the probabilities of all but main" if every else join([spoken(name) for name in found])
+        told.append(f"{len(found)} averaged: {who}.")
     if stages := snapshots(study):
         told.append(
             f"{stages['networks']} stages turned: {spoken(foremost(study))} and those that it went on from, "
@@ -130,14 +137,14 @@ def _hardy(info: dict) -> str:
 
 def _seasoned(info: dict) -> str:
     size = info["config"]["pixels"]
-    return rf"the magnified networks trained on at {size} $\times$ {size} with such changes, other light and JPEG files"
+    return rf"fine-tuned from magnified at {size} $\times$ {size} with such changes, other light and JPEG files"
 
 
 def _travelled(info: dict) -> str:
     train = info["config"]["train"]
     return (
-        f"the {train['after']} networks trained on with {train['copies']} more versions of each image, changed as by a "
-        "simulated other site and mended by the reader below"
+        f"fine-tuned from {train['after']} with {train['copies']} more versions of each image, changed as by a "
+        "simulated other site, then corrected by the reader, a second network that estimates how a photograph was taken"
     )
 
 
@@ -148,11 +155,12 @@ def _patient(info: dict) -> str:
 
 
 def _likewise(info: dict) -> str:
-    return f"the {spoken(info['config']['train']['after'])} networks trained on likewise"
+    return f"fine-tuned from {spoken(info['config']['train']['after'])} likewise"
 
 
 def _farther(info: dict) -> str:
-    return f"those trained on with {info['config']['train']['copies']} more versions of each"
+    train = info["config"]["train"]
+    return f"fine-tuned from {spoken(train['after'])} with {train['copies']} more versions of each"
 
 
 # What each recipe after the best one changes in it.
@@ -226,9 +234,9 @@ def sharpness(study: Study) -> str:
         return ""
     what = start(study, "best_short")
     return (
-        f"Any rotation changes {what} by {signed(after['difference'])} points if pictures are turned at the size at "
-        "which they are seen, which blurs them and no picture that is judged, and by "
-        f"{signed(before['difference'])} if they are shrunk afterwards."
+        f"Any rotation changes {what} by {signed(after['difference'])} points if training pictures are turned at the "
+        "network's input size, which blurs them but not the validation pictures, and by "
+        f"{signed(before['difference'])} if they are turned at twice that size and then shrunk."
     )
 
 
@@ -263,7 +271,7 @@ def undone(study: Study) -> str:
     goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
     points = signed(undone["difference"]["points"])
     return (
-        "A second network, which taught itself to read how a photograph was taken, so that this can be undone, takes "
+        "The reader, a second network, taught itself to estimate how a photograph was taken. To undo that takes "
         f"the simulated sites (another magnification, field, light, stain, blur or JPEG) where {RECIPES[name]} "
         rf"keeps {goal} in a hundred of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
         rf"is changed{where} from {both[0]} to {both[1]}\,\%; unchanged pictures: "

@@ -367,7 +367,7 @@ def figures(
 
 @app.command()
 def report() -> None:
-    """Print the published records into README.md and MODEL_CARD.md, and build report/report.pdf."""
+    """Print the published records into README.md and the other documents, and build report/report.pdf."""
     from bloodcell_lib import documents
     from bloodcell_lib import report as reports
 

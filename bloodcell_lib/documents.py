@@ -31,7 +31,7 @@ from bloodcell_lib import (
 from bloodcell_lib.errors import BloodcellError
 from bloodcell_lib.latex import count, join, plural
 from bloodcell_lib.numbers import Study, without_source
-from bloodcell_lib.plans import BASES, PROFILES, RECIPES, measured
+from bloodcell_lib.plans import BASES, PROFILES, RECIPES, STUDY, measured
 from bloodcell_lib.predict import load_set
 from bloodcell_lib.shelf import published_profile
 from bloodcell_lib.travel import ALONE
@@ -149,16 +149,16 @@ def results(study: Study) -> str:
     large = study.large if study.large.runs("main") else None
     as_stated = [accuracy(large), reached.best_epoch(large), verdicts.changes(large)] if large else []
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), beyond.best_in_short(study)]
-    below = (
-        "Differences are over the seeds that both have; of two numbers of seeds, the first is under the reference's "
-        "budget."
-    )
+    networks, others = tables.models(study), beyond.others(study)
+    below = f"Both tables are of `{study.profile}`. Differences are over the seeds that both have."
+    if any("," in row[-1] for row in networks.rows):
+        below += " Of two numbers of seeds, the first is under the reference's budget."
     own = (
         f"Sites kept: of the simulated ones, on the split, at how many a recipe keeps {100 * ALONE:.0f} in a hundred "
         "of its accuracy on unchanged pictures, once what the reader reads of each photograph is undone. All: its "
         "accuracy at the site that changes all at once; reader and travelled recipes practised such changes, and no "
-        "real other site was tried. Epochs: of the networks trained on, then its own, times the pictures shown of an "
-        "image where these are several. Split: ± over seeds, else of one, in the precision of training. Out of fold: "
+        "real other site was tried. Epochs: of the networks that it starts from, then its own, times the pictures "
+        "shown of an image where these are several. Split: ± over seeds where there are several. Out of fold: "
         f"{beyond.by_seeds(beyond.seeds_out_of_fold(study))}, with 95 % intervals. Over best: on the other four "
         f"folds{beyond.in_view(study)}; {beyond.by_seeds(beyond.seeds_out_of_fold(study, 'best'))}, and of so many "
         "comparisons uncorrected."
@@ -166,11 +166,13 @@ def results(study: Study) -> str:
     parts = [
         _paragraph(*as_stated),
         _paragraph(*told),
-        markdown_table(tables.models(study)),
+        markdown_table(networks),
         _paragraph(below),
-        _paragraph(beyond.best(study), beyond.further(study)),
+        _paragraph(beyond.best(study)),
+        "\n".join(_paragraph(f"- **{name.capitalize()}**: {words}.", indent="  ") for name, words in others.items()),
+        _paragraph(beyond.last_rows(study)),
         *([markdown_table(tables.recipes(study)), _paragraph(own)] if study.runs("best") else []),
-        _paragraph(sentences.state(study), sentences.source(study), provenance(study)),
+        _paragraph(sentences.state(study), sentences.source(study), provenance(study), other_budget(study)),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -190,8 +192,8 @@ def tried(study: Study) -> str:
     if not study.records:
         return NOTHING
     parts = [
-        _paragraph(other_budget(study)),
         "### The reference's study",
+        _paragraph(f"One of its {len(STUDY)} experiments trains on all labelled images, and so has no row."),
         markdown_table(tables.grid(study)),
         *(changes(study, base) for base in dict.fromkeys(BASES.get(group, "main") for group in compare.BEYOND)),
         _paragraph(beyond.sharpness(study)),
@@ -260,7 +262,8 @@ def claims(study: Study) -> str:
         if row["profile"] not in ("", study.profile):
             measured += f", `{row['profile']}`"
         rows.append((row["claim"], row["stated"], elsewhere, measured, interval, row["verdict"]))
-    head = ("Claim", "Stated", "Its other files", "Measured, profile " + study.profile, "95 % interval", "Verdict")
+    where = f"Measured (`{study.profile}` unless marked)"
+    head = ("Claim", "Stated", "Its other files", where, "95 % interval", "Verdict")
     told = _paragraph(verdicts.claims(study), sentences.deviation(study), verdicts.by_best_epochs(study))
     return f"{told}\n\n{_table(head, rows)}"
 
@@ -333,7 +336,7 @@ def evaluation(study: Study) -> str:
     below = [reached.classes(study, name), reached.mistakes(study, name), confidence(study, name)]
     found = analysis.of_experiment(study.analyses, name)
     if "trust" in found and run.get("temperatures"):
-        below.append(f"So `predict` gives them at a temperature. {answers.answer('calibration', found)}")
+        below += ["So `predict` divides the logits by a temperature.", answers.answer("calibration", found)]
     undone = [answers.answer(key, found) for key in ("reader", "reading")] if "reading" in found else []
     below += undone or [elsewhere(study, name)]
     return f"{_paragraph(*told)}\n\n{markdown_table(tables.per_class(study, name))}\n\n{_paragraph(*below)}"
@@ -356,9 +359,10 @@ def confidence(study: Study, name: str = "main") -> str:
     claimed = np.mean([run.probabilities.max(1).mean() for run in runs])
     right = np.mean([evaluate.accuracy(run.labels, run.predicted) for run in runs])
     return (
-        f"Its probabilities, as they come out of the network, claim {100 * claimed:.1f} % on average where "
-        f"{100 * right:.1f} % are right; the expected calibration error is {100 * error:.1f} points "
-        f"({calibration.BINS} bins of equally many images, mean of {plural(len(runs), 'seed')})."
+        f"Its probabilities on the {len(runs[0].labels)} validation images, as they come out of the network, claim "
+        f"{100 * claimed:.1f} % on average where {100 * right:.1f} % are right; the expected calibration error is "
+        f"{100 * error:.1f} points ({calibration.BINS} bins of equally many images, mean of "
+        f"{plural(len(runs), 'seed')})."
     )
 
 

@@ -113,7 +113,7 @@ def model_comparison(table: pd.DataFrame) -> Figure:
         ratio = sizes.drop(name) / sizes[name]
         side = "right" if ratio.between(1, 2.2).any() else "left" if ratio.between(1 / 2.2, 1).any() else "center"
         shift = {"right": 6, "left": -6, "center": 0}[side]
-        title = table["title"][name].removesuffix(", full recipe").replace(" as ", " as\n")
+        title = table["title"][name].removesuffix(", main recipe").replace(" as ", " as\n")
         look = {"textcoords": "offset points", "ha": side, "va": "top", "size": 8.5, "linespacing": 0.95}
         ax.annotate(title, (points[0][0], lowest), (shift, -6), **look)
     ax.set(xscale="log", xlabel="parameters", ylabel="validation accuracy (%)")

@@ -25,7 +25,7 @@ from bloodcell_lib.unknown import SCORES
 LOOKS = {
     "main": ("main", GREY, "o", (2, 1)),
     "resnet18": ("ResNet-18", "#E69F00", "s", (4, 1.5)),
-    "resnet18_full": ("ResNet-18, full recipe", "#E69F00", "s", (4, 1.5)),
+    "resnet18_full": ("ResNet-18, main recipe", "#E69F00", "s", (4, 1.5)),
     "group_norm": ("group norm", "#0072B2", "^", (1, 0)),
     "stain_jitter": ("stain jitter", "#CC79A7", "v", (1, 0)),
     "grey_world": ("grey world", "#009E73", "D", (1, 0)),

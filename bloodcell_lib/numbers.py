@@ -218,6 +218,7 @@ def _recipe(study: Study) -> dict[str, str]:
     """The main run's configuration, and where and how long the study's runs were made."""
     augment, model = (study.main("config", part) or {} for part in ("augment", "model"))
     walls = [record.info["wall_seconds"] for record in study.runs("main")]
+    grid = Study([record for record in study.records if record.experiment in STUDY], study.profile)
     return {
         "ScaleLow": plain((augment.get("scale") or [None])[0]),
         "ScaleHigh": plain((augment.get("scale") or [None])[-1]),
@@ -228,11 +229,11 @@ def _recipe(study: Study) -> dict[str, str]:
         "Dropout": plain(model.get("dropout")),
         "StochasticDepth": plain(model.get("stochastic_depth")),
         "Planned": count(len(STUDY)),
-        "DeviceName": escape(", ".join(study.devices) or DASH),
-        "TorchVersion": escape(join(study.versions) or DASH),
+        "DeviceName": escape(join(grid.devices) or DASH),
+        "TorchVersion": escape(join(grid.versions) or DASH),
         "CodeCommit": escape(study.main("commit") or DASH),
         "MainMinutes": number(np.mean(walls) / 60 if walls else None, 1),
-        "StudyHours": number(sum(r.info["wall_seconds"] for r in study.records) / 3600 if study.records else None, 1),
+        "StudyHours": number(sum(r.info["wall_seconds"] for r in grid.records) / 3600 if grid.records else None, 1),
     }
 
 

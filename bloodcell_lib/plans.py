@@ -204,7 +204,7 @@ STUDY = _named(
 )
 EXTRA = _named(
     *(
-        Experiment(f"{row.name}_full", f"{row.title}, full recipe", "extra", row.model)
+        Experiment(f"{row.name}_full", f"{row.title}, main recipe", "extra", row.model)
         for row in STUDY.values()
         if row.group == "baseline"
     ),

@@ -46,6 +46,7 @@ def sentences(study: Study) -> dict[str, str]:
         "ClassSentence": reached.classes(study),
         "ConfusionSentence": reached.mistakes(study),
         "TrustSentence": trust(study),
+        "LargeSentence": large(study),
         "UndoneSentence": beyond.undone(study),
         "ClosingSentence": closing(study),
     }
@@ -63,6 +64,14 @@ def state(study: Study) -> str:
         first = f"The study is partial: {made} of its {total} runs are recorded ({_by_seeds(study, list(STUDY))})"
     extra = sum(len(set(study.seeds(name)) & set(planned)) for name in EXTRA)
     return first + (f"; beyond it, {plural(extra, 'run')}." if extra else "; none beyond it.")
+
+
+def large(study: Study) -> str:
+    """What the runs of `full` that stand beside the study's were made with; "" where there are none."""
+    if not study.full:
+        return ""
+    with_what, where = (escape(join(words)) for words in (study.large.versions, study.large.devices))
+    return rf"Those under \texttt{{{study.large.profile}}} were made with {with_what} on {where}."
 
 
 def _by_seeds(study: Study, names: Sequence[str]) -> str:
@@ -107,9 +116,8 @@ def deviation(study: Study) -> str:
         return "Input size and epochs are the reference's."
     cut = f" (of the central {study.budget.crop})" if study.budget.crop else ""
     return (
-        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs; the runs of the study, of the "
-        rf"profile \texttt{{{escape(study.profile)}}}, have {pixels} $\times$ {pixels}{cut} and {epochs}. "
-        f"{_tested(study)}"
+        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs. The study has a smaller budget, "
+        rf"\texttt{{{escape(study.profile)}}}: {pixels} $\times$ {pixels}{cut} and {epochs}. {_tested(study)}"
     )
 
 
@@ -120,8 +128,8 @@ def _tested(study: Study) -> str:
         return "They test its gains at that size, and its accuracies not at all."
     made, planned = large.counted
     return (
-        rf"What it states is tested by \texttt{{{large.profile}}}, of whose study {made} of {planned} runs are "
-        "recorded; gains of which that has fewer seeds, by the study."
+        rf"Claims are tested under \texttt{{{large.profile}}}, which has the reference's ({made} of {planned} runs are "
+        rf"recorded), gains that have fewer seeds there under \texttt{{{escape(study.profile)}}}."
     )
 
 

@@ -226,7 +226,7 @@ def test_a_run_by_hand_says_what_was_changed(record):
     ("title", "inside"),
     [
         ("A slim ResNet-18", "a slim ResNet-18"),
-        ("ResNet-18, full recipe", "ResNet-18, full recipe"),
+        ("ResNet-18, main recipe", "ResNet-18, main recipe"),
         ("CutMix", "CutMix"),
         ("Mixup", "mixup"),
     ],

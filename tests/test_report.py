@@ -187,7 +187,7 @@ def test_full_is_told_beside_cpu_and_takes_its_place_where_there_is_none(tmp_pat
     write_records(tmp_path / "full", ["reg_none"], profile="full", seeds=(0,))
     some, study = every(tmp_path), Study.read(tmp_path, "cpu")
     assert published_profile(tmp_path) == "cpu" and study.claims.loc["main_accuracy", "verdict"] != "cannot be tested"
-    assert r"tested by \texttt{full}, of whose study 7 of 48 runs" in some["BudgetDeviation"]
+    assert r"tested under \texttt{full}, which has the reference's (7 of 48 runs" in some["BudgetDeviation"]
     large = 100 * Study.read(tmp_path, "full").table.loc["main", "mean"]
     assert rf"and under \texttt{{full}} {large:.2f} $\pm$" in some["Headline"]
     assert dict(study.claims["profile"]) | {"se_gain": "full", "reg_gain": "cpu"} == dict(study.claims["profile"])
@@ -362,7 +362,7 @@ def test_recipes_stand_side_by_side_in_words_and_in_a_table(tmp_path):
     assert rows["Seasoned"][0] == f"{epochs[0]}+{epochs[1]}" and rows["Magnified"][0] == str(epochs[0])
     write_records(tmp_path, ["patient_travelled"], seeds=(0,))
     longer = Study.of(load_records(tmp_path), "cpu")
-    assert "; patient travelled, the patient networks trained on likewise" in beyond.further(longer)
+    assert "; patient travelled, fine-tuned from patient likewise" in beyond.further(longer)
     assert "Patient travelled" in [row[0] for row in tables.recipes(longer).rows]
     # The abstract tells the latest recipe that is cross-validated.
     told = beyond.best_in_short(study)
@@ -396,7 +396,10 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     right, low, high = compare.share(compare.averaged([study.folds(name) for name in ("best", "hardy")]))
     reached = f"{100 * right:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
     assert tables.recipes(study).rows[-1][:5] == ("2 averaged", "", "", "", reached)
-    assert beyond.last_rows(study) == "" and tables.recipes(study).rows[-1][0] == "2 averaged"
+    assert (
+        beyond.last_rows(study) == "2 averaged: the probabilities of all but main."
+        and tables.recipes(study).rows[-1][0] == "2 averaged"
+    )
     write_records(tmp_path, ["magnified"], seeds=(0,))
     more = Study.of(load_records(tmp_path), "cpu", found)
     assert beyond.last_rows(more) == "2 averaged: best and hardy."
