@@ -38,22 +38,27 @@ def run(task: Task, cells: CellImages, photographs: Callable[[], CellImages | No
     BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration or on other images;
     a demo's record makes way instead.
     """
-    config, budget = configuration(task), profile(task.profile)
+    config = configuration(task)
     if cells.images.shape[-1] != config["pixels"]:
         raise BloodcellError(
             f"{task.name} wants {config['pixels']} pixels, not {cells.images.shape[-1]}: load them by its view."
         )
-    try:
-        found = recorded(task, config, cells)
-    except OtherRun:
-        if not budget.disposable:
-            raise
-        shutil.rmtree(task.folder)
-        found = None
+    found = standing(task, cells)
     if found is None:
         with one_at_a_time(task):  # and looked for again: another process may have just made it
             found = recorded(task, config, cells) or _make(task, config, cells, photographs)
     return found
+
+
+def standing(task: Task, cells: CellImages) -> Record | None:
+    """The record of `task`, if it is there; one that is not its makes way in a demo, and else raises as in `run`."""
+    try:
+        return recorded(task, configuration(task), cells)
+    except OtherRun:
+        if not profile(task.profile).disposable:
+            raise
+        shutil.rmtree(task.folder)
+        return None
 
 
 def _make(

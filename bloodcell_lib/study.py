@@ -176,6 +176,13 @@ def execute(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | N
     return record.accuracy(), record.info["wall_seconds"]
 
 
+def look(task: Task, folder: Path, skip_bad: bool = False) -> tuple[float | None, float] | None:
+    """What `execute` returns, of a run that is recorded; None where it is to be made."""
+    with _ALONE:
+        record = experiments.standing(task, _images(task.profile, folder, skip_bad, task.view))
+    return record and (record.accuracy(), record.info["wall_seconds"])
+
+
 def run_all(
     tasks: list[Task],
     folder: Path,
@@ -195,8 +202,10 @@ def run_all(
     rows = [Progress(task) for task in tasks]
     for row in rows:
         if (row.task.folder / "record.json").exists():
-            # Through the same door, so that a record of another configuration is found out.
-            _finish(row, InProcess().submit(execute, row.task, folder, skip_bad), "recorded", retries=0)
+            # Looked into, so that a record of another configuration is found out.
+            found = InProcess().submit(look, row.task, folder, skip_bad)
+            if found.exception() or found.result():
+                _finish(row, found, "recorded", retries=0)
     show(rows)
     needed = {row.task.folder: {run.folder for run in earlier.needed(row.task)} for row in rows}
     running: dict[Future, tuple[Progress, float]] = {}

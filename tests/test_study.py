@@ -170,6 +170,9 @@ def test_in_process_and_once_more(tmp_path, images):
     again = run_all(more[:3], images)
     assert states(again) == ["recorded", "recorded", "done"] and [row.attempts for row in again] == [0, 0, 1]
     assert again[0].accuracy == rows[0].accuracy
+    # A demo of other images is made anew, and told as such.
+    others = drawn_folder.write(tmp_path / "others", per_class=5, test=0, seed=1)
+    assert states(run_all(more[:1], others)) == ["done"] and states(run_all(more[:1], others)) == ["recorded"]
 
 
 def test_bad_input_is_not_tried_twice_and_the_rest_goes_on(tmp_path, images):
