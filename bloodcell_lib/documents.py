@@ -21,9 +21,9 @@ from bloodcell_lib import (
     calibration,
     compare,
     evaluate,
+    opinions,
     paths,
     reached,
-    second_reader,
     sentences,
     tables,
     verdicts,
@@ -198,7 +198,7 @@ def tried(study: Study) -> str:
         *(changes(study, base) for base in dict.fromkeys(BASES.get(group, "main") for group in compare.BEYOND)),
         _paragraph(beyond.sharpness(study)),
         "### What is still wrong",
-        _paragraph(second_reader.sentence(study), beyond.doubts(study)),
+        _paragraph(opinions.sentence(study), beyond.doubts(study)),
     ]
     return "\n\n".join(filter(None, parts))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bloodcell_lib import beyond, reached, second_reader, verdicts
+from bloodcell_lib import beyond, opinions, reached, verdicts
 from bloodcell_lib.claims import AGREES, DIFFERS
 from bloodcell_lib.data import SYNTHETIC
 from bloodcell_lib.latex import count, escape, join, plural
@@ -34,7 +34,7 @@ def sentences(study: Study) -> dict[str, str]:
         "BestInShort": beyond.best_in_short(study),
         "FurtherSentence": beyond.further(study),
         "LeversSentence": beyond.levers(study),
-        "SecondReaderSentence": second_reader.sentence(study),
+        "OpinionsSentence": opinions.sentence(study),
         "FlipsSentence": verdicts.flips(study),
         "GainsSentence": verdicts.gains(study),
         "ClaimsSentence": verdicts.claims(study),
@@ -117,7 +117,8 @@ def deviation(study: Study) -> str:
     cut = f" (of the central {study.budget.crop})" if study.budget.crop else ""
     return (
         rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs. The study has a smaller budget, "
-        rf"\texttt{{{escape(study.profile)}}}: {pixels} $\times$ {pixels}{cut} and {epochs}. {_tested(study)}"
+        rf"\texttt{{{escape(study.profile)}}}, of {pixels} $\times$ {pixels} pixels{cut} and {epochs} epochs. "
+        f"{_tested(study)}"
     )
 
 
@@ -129,7 +130,7 @@ def _tested(study: Study) -> str:
     made, planned = large.counted
     return (
         rf"Claims are tested under \texttt{{{large.profile}}}, which has the reference's ({made} of {planned} runs are "
-        rf"recorded), gains that have fewer seeds there under \texttt{{{escape(study.profile)}}}."
+        rf"recorded), or, where a gain has fewer seeds there, under \texttt{{{escape(study.profile)}}}."
     )
 
 

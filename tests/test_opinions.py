@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_records import write_records
 
-from bloodcell_lib import documents, second_reader
+from bloodcell_lib import documents, opinions
 from bloodcell_lib.cells import TITLES
 from bloodcell_lib.numbers import Study
 from bloodcell_lib.plans import CHOSEN, FOLDS, OURS, RECIPES
@@ -37,32 +37,32 @@ def by_hand(study: Study) -> dict[str, dict[tuple[int, str], int]]:
 
 
 def test_mistakes_are_those_of_the_best_recipe_with_what_others_say(three):
-    called, wrong = by_hand(three), second_reader.mistakes(second_reader.calls(three))
+    called, wrong = by_hand(three), opinions.mistakes(opinions.calls(three))
     assert list(wrong.columns) == ["best", "main", "best_short"]
     expected = {image for image, answer in called["best"].items() if answer != image[0]}
     assert set(wrong.index) == expected and 0 < len(expected) < 400
     for name in called:
         assert all(called[name][image] == answer for image, answer in wrong[name].items())
     alike = {image for image in expected if len({called[name][image] for name in called}) == 1}
-    assert set(wrong.index[second_reader.agreed(wrong)]) == alike and 0 < len(alike) < len(expected)
+    assert set(wrong.index[opinions.agreed(wrong)]) == alike and 0 < len(alike) < len(expected)
 
 
 def test_mistakes_are_those_of_the_latest_recipe_once_it_is_cross_validated(tmp_path):
     recipes = study(tmp_path, "best", OURS[-1])
-    wrong = second_reader.mistakes(second_reader.calls(recipes))
+    wrong = opinions.mistakes(opinions.calls(recipes))
     assert list(wrong.columns) == [OURS[-1], "best"] and (wrong[OURS[-1]] != [k for k, _ in wrong.index]).all()
-    assert second_reader.sentence(recipes).startswith(f"Of {RECIPES[OURS[-1]]}'s {len(wrong)} mistakes")
+    assert opinions.sentence(recipes).startswith(f"Of {RECIPES[OURS[-1]]}'s {len(wrong)} mistakes")
 
 
 def test_recipes_that_it_goes_on_from_or_that_go_on_from_it_are_not_asked(tmp_path):
     recipes = study(tmp_path, "best", "patient", "patient_travelled", "well_travelled")
     assert recipes.ancestors("well_travelled") == ["patient", "patient_travelled"]
     assert recipes.ancestors("patient") == []
-    assert list(second_reader.calls(recipes).columns) == [CHOSEN, "best"], "the one that predict has, not the latest"
+    assert list(opinions.calls(recipes).columns) == [CHOSEN, "best"], "the one that predict has, not the latest"
 
 
 def test_pairs_count_them_by_label_and_answer(three):
-    called, table = by_hand(three), second_reader.pairs(three)
+    called, table = by_hand(three), opinions.pairs(three)
     assert list(table.columns) == ["mistakes", "the main recipe", "the best recipe cut short", "all agree"]
     assert table["mistakes"].is_monotonic_decreasing
     (label, answer), row = next(table.iterrows())
@@ -78,9 +78,9 @@ def test_pairs_count_them_by_label_and_answer(three):
 
 
 def test_the_sentence_counts_the_same(three):
-    wrong = second_reader.mistakes(second_reader.calls(three))
-    told = documents.markdown(second_reader.sentence(three))
-    same = int(second_reader.agreed(wrong).sum())
+    wrong = opinions.mistakes(opinions.calls(three))
+    told = documents.markdown(opinions.sentence(three))
+    same = int(opinions.agreed(wrong).sum())
     assert told.startswith(f"Of the best recipe's {len(wrong)} mistakes outside of training, ")
     by = sorted((wrong[name] == wrong["best"]).sum() for name in ("main", "best_short"))
     assert "The networks of 2 other recipes, which did not see" in told
@@ -91,14 +91,14 @@ def test_the_sentence_counts_the_same(three):
 
 
 def test_one_reader_is_told_as_one_and_none_not_at_all(tmp_path):
-    told = second_reader.sentence(study(tmp_path / "two", "best", "main"))
+    told = opinions.sentence(study(tmp_path / "two", "best", "main"))
     assert "The networks of the main recipe, which" in told and "all to" not in told
     alone = study(tmp_path / "one", "best")
-    assert second_reader.sentence(alone) == "" and list(second_reader.pairs(alone).columns) == ["mistakes"]
+    assert opinions.sentence(alone) == "" and list(opinions.pairs(alone).columns) == ["mistakes"]
     nothing = Study.of([], "cpu")
-    assert second_reader.sentence(nothing) == "" and second_reader.pairs(nothing).empty
+    assert opinions.sentence(nothing) == "" and opinions.pairs(nothing).empty
 
 
 def test_a_reader_with_another_seed_is_not_asked(tmp_path):
     write_records(tmp_path, list(FOLDS["main"]), seeds=(1,))
-    assert list(second_reader.calls(study(tmp_path, "best")).columns) == ["best"]
+    assert list(opinions.calls(study(tmp_path, "best")).columns) == ["best"]

@@ -1,9 +1,9 @@
-"""A second reader: what networks of other recipes say of the images that the networks of one recipe name wrongly.
+"""Second opinions: what networks of other recipes say of the images that the networks of one recipe name wrongly.
 
 That recipe is `reached.foremost`. Those whose networks it went on training, and those that went on training its own,
 are not asked. Each network judges only images that it was not trained on. Where recipes of another architecture, size
 or length all contradict a label in the same way, it is wrong, or the cell looks like another type, or all have learnt
-the same mistake: they are no independent readers, for they share images and labels.
+the same mistake: they are no independent opinions, for they share images and labels.
 """
 
 from __future__ import annotations
