@@ -83,14 +83,14 @@ def last_rows(study: Study) -> str:
         told.append(f"{len(found)} averaged: {who}.")
     if stages := snapshots(study):
         told.append(
-            f"{stages['networks']} stages turned: {spoken(foremost(study))} and those that it went on from, "
-            "averaged over the eight symmetries."
+            f"{stages['networks']} stages turned: {spoken(foremost(study))} and what it started from, averaged over "
+            "the eight symmetries."
         )
         if more := stages.get("seeds"):
             others = [rf"{number(100 * share, 2)}\,\%" for share in more["each"][1:]]
             told.append(
-                f"{more['networks']} networks turned: the same of {len(more['each'])} seeds; of the "
-                f"{'other' if len(others) == 1 else 'others'} alone, {join(others)}."
+                f"{more['networks']} networks turned: these of {len(more['each'])} seeds (the other"
+                f"{'' if len(others) == 1 else 's'} alone: {join(others)})."
             )
     return " ".join(told)
 
@@ -143,8 +143,8 @@ def _seasoned(info: dict) -> str:
 def _travelled(info: dict) -> str:
     train = info["config"]["train"]
     return (
-        f"fine-tuned from {train['after']} with {train['copies']} more versions of each image, changed as by a "
-        "simulated other site, then corrected by the reader, a second network that estimates how a photograph was taken"
+        f"fine-tuned from {train['after']} with {train['copies']} more versions of each image, as from a simulated "
+        "other site, corrected by the reader, a network that estimates how a photograph was taken"
     )
 
 
@@ -271,9 +271,9 @@ def undone(study: Study) -> str:
     goal, alone = number(100 * result["goals"]["alone"]), len(result["sites"]) - 1
     points = signed(undone["difference"]["points"])
     return (
-        "The reader, a second network, taught itself to estimate how a photograph was taken. To undo that takes "
-        f"the simulated sites (another magnification, field, light, stain, blur or JPEG) where {RECIPES[name]} "
-        rf"keeps {goal} in a hundred of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
+        "To undo what the reader estimates takes "
+        f"the simulated sites (magnification, field, light, stain, blur, JPEG) where {RECIPES[name]} "
+        rf"keeps {goal}\,\% of its accuracy from {before} to {after} of {alone}, and its accuracy where all "
         rf"is changed{where} from {both[0]} to {both[1]}\,\%; unchanged pictures: "
         f"{points} points ({plural(undone['seeds'], 'seed')})."
     )

@@ -71,7 +71,7 @@ def large(study: Study) -> str:
     if not study.full:
         return ""
     with_what, where = (escape(join(words)) for words in (study.large.versions, study.large.devices))
-    return rf"Those under \texttt{{{study.large.profile}}} were made with {with_what} on {where}."
+    return rf"Those under \texttt{{{study.large.profile}}}: {with_what}, on {where}."
 
 
 def _by_seeds(study: Study, names: Sequence[str]) -> str:
@@ -116,8 +116,8 @@ def deviation(study: Study) -> str:
         return "Input size and epochs are the reference's."
     cut = f" (of the central {study.budget.crop})" if study.budget.crop else ""
     return (
-        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs. The study has a smaller budget, "
-        rf"\texttt{{{escape(study.profile)}}}, of {pixels} $\times$ {pixels} pixels{cut} and {epochs} epochs. "
+        rf"The reference states {stated} $\times$ {stated} pixels and {long} epochs; the study has a smaller budget, "
+        rf"\texttt{{{escape(study.profile)}}}, of {pixels} $\times$ {pixels}{cut} and {epochs}. "
         f"{_tested(study)}"
     )
 
@@ -129,7 +129,7 @@ def _tested(study: Study) -> str:
         return "They test its gains at that size, and its accuracies not at all."
     made, planned = large.counted
     return (
-        rf"Claims are tested under \texttt{{{large.profile}}}, which has the reference's ({made} of {planned} runs are "
+        rf"Claims are tested under \texttt{{{large.profile}}}, which has the reference's ({made} of {planned} runs "
         rf"recorded), or, where a gain has fewer seeds there, under \texttt{{{escape(study.profile)}}}."
     )
 

@@ -243,7 +243,7 @@ def test_the_reference_s_own_size_comes_first_and_its_gains_stand_by_best_epochs
     gain = 100 * (np.mean(best["main"]) - np.mean(best["no_se"]))
     told = flat(documents.claims(study))
     assert f"our runs have squeeze-and-excitation {gain:+.2f} points".replace("-0", "−0") in told.replace("-0", "−0")
-    assert "2 of 48 runs" not in told and "4 of 48 runs are recorded" in told
+    assert "2 of 48 runs" not in told and "4 of 48 runs recorded" in told
 
 
 def test_every_claim_stands_beside_its_measurement(studies):

@@ -187,7 +187,7 @@ def test_full_is_told_beside_cpu_and_takes_its_place_where_there_is_none(tmp_pat
     write_records(tmp_path / "full", ["reg_none"], profile="full", seeds=(0,))
     some, study = every(tmp_path), Study.read(tmp_path, "cpu")
     assert published_profile(tmp_path) == "cpu" and study.claims.loc["main_accuracy", "verdict"] != "cannot be tested"
-    assert r"tested under \texttt{full}, which has the reference's (7 of 48 runs" in some["BudgetDeviation"]
+    assert r"tested under \texttt{full}, which has the reference's (7 of 48 runs recorded)" in some["BudgetDeviation"]
     large = 100 * Study.read(tmp_path, "full").table.loc["main", "mean"]
     assert rf"and under \texttt{{full}} {large:.2f} $\pm$" in some["Headline"]
     assert dict(study.claims["profile"]) | {"se_gain": "full", "reg_gain": "cpu"} == dict(study.claims["profile"])
@@ -404,12 +404,12 @@ def test_the_table_of_recipes_tells_what_is_kept_elsewhere_and_what_they_reach_t
     found["trust_hardy"] = {"experiment": "hardy", "result": {"tta": {"with_earlier": both}}}
     turned = Study.of(load_records(tmp_path), "cpu", found)
     assert tables.recipes(turned).rows[-1][:5] == ("2 stages turned", "", "", "", "90.00 [85.00, 95.00]")
-    told = "2 stages turned: hardy and those that it went on from, averaged over the eight symmetries."
+    told = "2 stages turned: hardy and what it started from, averaged over the eight symmetries."
     assert beyond.last_rows(turned).endswith(told)
     both["seeds"] = {"networks": 4, "each": [0.9, 0.91], "accuracy": 0.92, "low": 0.87, "high": 0.96}
     assert tables.recipes(turned).rows[-1][:5] == ("4 networks turned", "", "", "", "92.00 [87.00, 96.00]")
     assert beyond.last_rows(turned).endswith(
-        rf"{told} 4 networks turned: the same of 2 seeds; of the other alone, 91.00\,\%."
+        rf"{told} 4 networks turned: these of 2 seeds (the other alone: 91.00\,\%)."
     )
 
 
@@ -496,7 +496,7 @@ def test_what_undoing_gains_is_told_of_the_last_recipe_of_ours():
     assert beyond.undone(Study([], "cpu")) == ""
     found = {"reading_best": result(0.975, 0.8, 0.6), "reading_hardy": result(0.97, 0.96, 0.88)}
     told = beyond.undone(Study([], "cpu", found))
-    assert "where the hardy recipe keeps 95 in a hundred of its accuracy from 1 to 2 of 2" in told
+    assert r"where the hardy recipe keeps 95\,\% of its accuracy from 1 to 2 of 2" in told
     assert r"and its accuracy where all is changed from 25.0 to 88.0\,\%; unchanged pictures" in told
 
 
