@@ -171,7 +171,11 @@ def results(study: Study) -> str:
         _paragraph(beyond.best(study)),
         "\n".join(_paragraph(f"- **{name.capitalize()}**: {words}.", indent="  ") for name, words in others.items()),
         _paragraph(beyond.last_rows(study)),
-        *([markdown_table(tables.recipes(study)), _paragraph(own)] if study.runs("best") else []),
+        *(
+            [markdown_table(tables.recipes(study)), _paragraph(own, reached.over_main(study))]
+            if study.runs("best")
+            else []
+        ),
         _paragraph(sentences.state(study), sentences.source(study), provenance(study), other_budget(study)),
     ]
     return "\n\n".join(filter(None, parts))

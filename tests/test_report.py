@@ -422,6 +422,18 @@ def test_a_recipe_is_told_without_each_of_its_levers(tmp_path):
     assert beyond.levers(Study.of(load_records(tmp_path)[:1], "cpu")) == ""
 
 
+def test_the_foremost_recipe_is_set_against_the_main_one_on_all_folds(tmp_path):
+    write_records(tmp_path, FOLDS["hardy"], seeds=(0,))
+    assert reached.over_main(Study.of([], "cpu")) == reached.over_main(Study.of(load_records(tmp_path), "cpu")) == ""
+    write_records(tmp_path, FOLDS["main"], seeds=(0,))
+    study = Study.of(load_records(tmp_path), "cpu")
+    ours, theirs = (compare.out_of_fold(study.folds(name)) for name in ("hardy", "main"))
+    ahead, told = compare.difference(ours, theirs), reached.over_main(study)
+    assert f"the hardy recipe against the main one: {latex.signed(ahead.mean)} points" in told
+    assert latex.signed(ahead.low) in told and f"{latex.signed(ahead.high)}, exact McNemar $p$ " in told
+    assert told.endswith("1 seed).")
+
+
 def test_of_how_many_seeds_the_folds_are(tmp_path):
     write_records(tmp_path, [*FOLDS["best"], *FOLDS["hardy"]], seeds=(0,))
     write_records(tmp_path, FOLDS["hardy"], seeds=(1,))
