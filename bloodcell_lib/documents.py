@@ -149,11 +149,26 @@ def results(study: Study) -> str:
     large = study.large if study.large.runs("main") else None
     as_stated = [accuracy(large), reached.best_epoch(large), verdicts.changes(large)] if large else []
     told = [accuracy(study), verdicts.rivals(study), verdicts.changes(study), beyond.best_in_short(study)]
-    networks, others = tables.models(study), beyond.others(study)
+    networks = tables.models(study)
     below = f"Both tables are of `{study.profile}`. Differences are over the seeds that both have."
     if any("," in row[-1] for row in networks.rows):
         below += " Of two numbers of seeds, the first is under the reference's budget."
-    own = (
+    parts = [
+        _paragraph(*as_stated),
+        _paragraph(*told),
+        markdown_table(networks),
+        _paragraph(below),
+        ours(study),
+        _paragraph(sentences.state(study), sentences.source(study), provenance(study), other_budget(study)),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def ours(study: Study) -> str:
+    """The recipes of ours: what each is, what they cost and reach, and how that is to be read."""
+    if not study.runs("best"):
+        return _paragraph(beyond.best(study))
+    read = (
         f"Sites kept: of the simulated ones, on the split, at how many a recipe keeps {100 * ALONE:.0f} in a hundred "
         "of its accuracy on unchanged pictures, once what the reader reads of each photograph is undone. All: its "
         "accuracy at the site that changes all at once; reader and travelled recipes practised such changes, and no "
@@ -163,20 +178,13 @@ def results(study: Study) -> str:
         f"folds{beyond.in_view(study)}; {beyond.by_seeds(beyond.seeds_out_of_fold(study, 'best'))}, and of so many "
         "comparisons uncorrected."
     )
+    others = beyond.others(study).items()
     parts = [
-        _paragraph(*as_stated),
-        _paragraph(*told),
-        markdown_table(networks),
-        _paragraph(below),
         _paragraph(beyond.best(study)),
-        "\n".join(_paragraph(f"- **{name.capitalize()}**: {words}.", indent="  ") for name, words in others.items()),
+        "\n".join(_paragraph(f"- **{name.capitalize()}**: {words}.", indent="  ") for name, words in others),
         _paragraph(beyond.last_rows(study)),
-        *(
-            [markdown_table(tables.recipes(study)), _paragraph(own, reached.over_main(study))]
-            if study.runs("best")
-            else []
-        ),
-        _paragraph(sentences.state(study), sentences.source(study), provenance(study), other_budget(study)),
+        markdown_table(tables.recipes(study)),
+        _paragraph(read, reached.over_main(study)),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -187,7 +195,7 @@ NOTES = {
     "best": "On the split, which chose some of these; the README has them out of fold.",
     "travelled": "Each row trains on about as many pictures, the last alone from random weights.",
     "patient": "Each row leaves one of its levers as the best recipe has it.",
-    "best_short": "Many changes are tried for so few epochs.",
+    "best_short": "What slows learning down at first, as mixing and averaging do, may still win in the long run.",
 }
 
 
