@@ -60,14 +60,16 @@ def run(
     folder = views.image_folder(data, profile)
     cells = views.load_images(profile, folder, skip_bad)  # bad images are told now, in one sentence
     print(f"images: {len(cells)} {cells.source} in {folder}\nprofile: {profile}", flush=True)
-    failed = []
+    failed, homes = [], {}
     for outcome in notebooks.run(chosen, profile, folder, given, limit=limit):
+        homes[outcome.executed.parent.parent] = None  # of records from elsewhere another one than `home`
         state = "failed" if outcome.problems else "done"
         print(f"{outcome.name:<22}{state:<8}{outcome.seconds:6.0f} s{outcome.peak_bytes / 2**30:7.2f} GiB", flush=True)
         for problem in outcome.problems:
             print(f"  {problem}", flush=True)
         failed += [outcome.name] if outcome.problems else []
-    _summary(home)
+    for place in homes:
+        _summary(place)
     if report and not failed and not only:
         _demo_report(home, profile)
     if failed:

@@ -59,6 +59,18 @@ def test_all_five_are_executed(demo):
         assert all(file.stat().st_size for file in notebooks.promises(paths.NOTEBOOKS / f"{name}.ipynb", home))
 
 
+def test_notebooks_on_published_records_are_said_to_lie_where_they_do(demo):
+    home, _ = demo
+    runs = home.parent
+    environment = {**os.environ, "BLOODCELL_RUNS": str(runs), "BLOODCELL_CACHE": str(runs.parent / "cache")}
+    environment.pop("BLOODCELL_DATA", None)
+    command = [str(Path(sys.executable).with_name("bloodcell")), "run", "--only", "05", "--set", "results=published"]
+    done = subprocess.run(command, cwd=runs, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert f"notebooks: {runs / 'published' / 'notebooks'}\n" in done.stdout and str(home) not in done.stdout
+    assert notebooks.faults(runs / "published" / "notebooks" / "05_figures.ipynb") == []
+
+
 def test_every_experiment_has_its_record(demo):
     home, _ = demo
     main = record(home / "main" / "seed0")
