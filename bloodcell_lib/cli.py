@@ -1,12 +1,13 @@
 """The command `bloodcell`. It parses, calls and prints; what it calls is imported only when it is called.
 
 Exit codes: 0 done; 1 something that was started did not end well; 2 bad input, told in one sentence; 3 done, but some
-files were left out because they cannot be read; 130 Ctrl-C.
+files were left out because they cannot be read; 130 Ctrl-C; 143 terminated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ UsageError = typer.BadParameter.__mro__[1]  # of click, which newer versions of 
 MAX_SEED = 2**32 - 1
 LEFT_OUT = 3
 INTERRUPTED = 130  # a shell's code for Ctrl-C, and typer's
+TERMINATED = 143  # and for SIGTERM, which a scheduler sends
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0].replace("`", ""))
 data_app = typer.Typer(no_args_is_help=True, help="Look at, download and list images.")
@@ -52,14 +54,19 @@ def run(
     skip_bad: SkipBad = False,
 ) -> None:
     """Run the notebooks end to end and say where everything lies."""
-    from bloodcell_lib import notebooks, paths, plans, views
+    from bloodcell_lib import notebooks, paths, plans, shelf, views
 
     home = paths.RUNS / plans.profile(profile).name
     chosen = notebooks.choose(only.split(",") if only else None)
     given = notebooks.parse_settings(settings) | ({"skip_bad": True} if skip_bad else {})
-    folder = views.image_folder(data, profile)
-    cells = views.load_images(profile, folder, skip_bad)  # bad images are told now, in one sentence
-    print(f"images: {len(cells)} {cells.source} in {folder}\nprofile: {profile}", flush=True)
+    notebooks.check(chosen, profile, given)
+    folder = data
+    if any(notebooks.opens_images(path, given) for path in chosen):
+        folder = views.image_folder(data, profile)
+        cells = views.load_images(profile, folder, skip_bad)  # bad images are told now, in one sentence
+        print(f"images: {len(cells)} {cells.source} in {folder}\nprofile: {profile}", flush=True)
+    else:
+        print(f"records: {given['results']}", flush=True)
     failed, homes = [], {}
     for outcome in notebooks.run(chosen, profile, folder, given, limit=limit):
         homes[outcome.executed.parent.parent] = None  # of records from elsewhere another one than `home`
@@ -70,7 +77,7 @@ def run(
         failed += [outcome.name] if outcome.problems else []
     for place in homes:
         _summary(place)
-    if report and not failed and not only:
+    if report and not failed and not only and given.get("results", shelf.OWN) == shelf.OWN:
         _demo_report(home, profile)
     if failed:
         raise RunFailed(f"{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}.")
@@ -249,14 +256,23 @@ def evaluate(
     plans.experiment(experiment.split("+")[0])  # after a plus comes what was changed
     folder = (paths.RESULTS if published else paths.RUNS) / plans.profile(profile).name
     chosen = [record for record in load_records(folder) if record.experiment == experiment]
+    if published and external is not None:
+        raise BloodcellError("Published records have no weights: leave out --published to use this machine's.")
+    if not chosen and published:
+        raise BloodcellError(f"No record of {experiment} in {folder}: give another --experiment or --profile.")
     if not chosen:
-        made = f"`bloodcell train {experiment.split('+')[0]} --profile {profile}`"
-        raise BloodcellError(f"No record of {experiment} in {folder}: make one with {made}.")
+        name, *changes = experiment.split("+")
+        options = [f"--{key.replace('_', '-')} {value}" for key, _, value in (one.partition("=") for one in changes)]
+        made = " ".join([f"bloodcell train {name} --profile {profile}", *options])
+        raise BloodcellError(f"No record of {experiment} in {folder}: make one with `{made}`.")
     if external is not None:
-        _external(chosen, external, mapping, crop, device, skip_bad, published, normalise)
+        _external(chosen, external.expanduser(), mapping, crop, device, skip_bad, normalise)
         return
-    if mapping or crop is not None or normalise:
-        raise BloodcellError("--map, --crop and --normalise are for another site's images: give these with --external.")
+    if mapping or crop is not None or device or normalise or skip_bad:
+        raise BloodcellError(
+            "--map, --crop, --device, --normalise and --skip-bad are for another site's images: give these with "
+            "--external."
+        )
     if not metrics.validated(chosen):
         raise BloodcellError(f"{experiment} held no image out: evaluate its recipe, which did, in its place.")
     row, pooled = metrics.overview(chosen), metrics.pool(chosen)
@@ -270,12 +286,10 @@ def evaluate(
     print(metrics.top_confusions(metrics.confusion(pooled.labels, pooled.predicted)).to_string(index=False))
 
 
-def _external(chosen, folder, mapping, crop, device, skip_bad, published, normalise) -> None:
+def _external(chosen, folder, mapping, crop, device, skip_bad, normalise) -> None:
     """Scores and records another site's images."""
     from bloodcell_lib import external
 
-    if published:
-        raise BloodcellError("Published records have no weights: leave out --published to use this machine's.")
     _check_device(device)
     result, path = external.evaluate(chosen, folder, external.parse_map(mapping), crop, device, skip_bad, normalise)
     print(external.summary(result), f"recorded: {path}", sep="\n")
@@ -354,8 +368,10 @@ def figures(
         if data and cells is None:
             raise BloodcellError(f"{data} holds other images than the runs in {home} saw: give the same, or none.")
     else:
+        if data or skip_bad:
+            raise BloodcellError("--data and --skip-bad are for this machine's runs: give them with --profile.")
         home, target = paths.RESULTS / published_profile(), paths.FIGURES
-        rows = grid = records.load_records(home)
+        rows = grid = _published(home)
         cells = None  # what is published shows no real cell
     found = analysis.load_analyses(home)
     with warnings.catch_warnings(record=True) as left_out:
@@ -370,12 +386,23 @@ def figures(
 @app.command()
 def report() -> None:
     """Print the published records into README.md and the other documents, and build report/report.pdf."""
-    from bloodcell_lib import documents
+    from bloodcell_lib import documents, paths, shelf
     from bloodcell_lib import report as reports
 
+    _published(paths.RESULTS / shelf.published_profile())
     for path in documents.update():
         print(path)
     print(reports.build())
+
+
+def _published(home: Path) -> list:
+    """The published records; what is printed from none would be empty."""
+    from bloodcell_lib import records
+
+    found = records.load_records(home)
+    if not found:
+        raise BloodcellError(f"No records in {home}: `bloodcell publish` brings this machine's there.")
+    return found
 
 
 @app.command()
@@ -432,6 +459,9 @@ def predict(
     normalise: Normalise = False,
 ) -> None:
     """Tell the class of each image, by the published weights."""
+    out = out and out.expanduser()
+    if out and out.is_dir():
+        raise BloodcellError(f"{out} is a folder: give a file, such as {out / 'prediction_labels.json'}.")
     form = form or (out.suffix[1:].lower() if out else "lines")
     if form not in (("json", "csv") if out else ("json", "csv", "lines")):
         raise BloodcellError(f"Unknown format '{form}': choose json or csv with --format.")
@@ -442,7 +472,7 @@ def predict(
 
     if not all(images):
         raise BloodcellError("An empty name is no file: is the variable that should hold it set?")
-    files = labels.find([Path(name) for name in images])
+    files = labels.find([Path(name).expanduser() for name in images])
     network, eye = labels.Network(), labels.Eye() if normalise else None
     # The file is begun first: a folder that cannot be written is told before any work is done.
     with paths.write_whole(out) if out else contextlib.nullcontext() as target:
@@ -527,6 +557,7 @@ def main() -> None:
     if sys.stdout:  # None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     code, told = 0, ""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what is half written goes
     try:
         code = app(standalone_mode=False) or 0
     except BloodcellError as error:
@@ -540,7 +571,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        told = "Stopped. A training goes on from its last whole epoch if started again."
+        trains = sys.argv[1:2] and sys.argv[1] in ("run", "train", "study")
+        told = "Stopped." + " A training goes on from its last whole epoch if started again." * bool(trains)
     if told:
         print(f"bloodcell: {told}", file=sys.stderr)
     sys.exit(code)

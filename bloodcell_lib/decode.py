@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP")  # by content; for others, such as EPS, Pillow runs programs
 MAX_PIXELS = 25_000_000  # a larger "cell" is a mistake or a decompression bomb
 VERSION = 2  # part of the cache's key: raise it when other pixels come out

@@ -70,6 +70,8 @@ def fetch(
     folder = Path(folder or paths.RAW).expanduser().absolute()
     file, target = folder / row.file, folder / row.name
     if row.kind == "zip" and target.is_dir() and any(target.iterdir()):
+        if not any(target.rglob("*.jpg")):
+            raise BloodcellError(f"{target} holds none of the images of {source}: move it away, then fetch again.")
         return target
     pin = file.with_name(f"{file.name}.sha256")
     try:

@@ -36,7 +36,7 @@ def run(task: Task, cells: CellImages, photographs: Callable[[], CellImages | No
 
     photographs: gives the same images as `whole`; called where a recipe copies them and is to be made. Raises
     BloodcellError as `Trainer.fit` does, or if the record there was made with another configuration or on other images;
-    a demo's record makes way instead.
+    a demo's record makes way instead, once there is another.
     """
     config = configuration(task)
     if cells.images.shape[-1] != config["pixels"]:
@@ -46,18 +46,17 @@ def run(task: Task, cells: CellImages, photographs: Callable[[], CellImages | No
     found = standing(task, cells)
     if found is None:
         with one_at_a_time(task):  # and looked for again: another process may have just made it
-            found = recorded(task, config, cells) or _make(task, config, cells, photographs)
+            found = standing(task, cells) or _make(task, config, cells, photographs)
     return found
 
 
 def standing(task: Task, cells: CellImages) -> Record | None:
-    """The record of `task`, if it is there; one that is not its makes way in a demo, and else raises as in `run`."""
+    """The record of `task`, if it is there; of another one a demo makes nothing, and else it raises as in `run`."""
     try:
         return recorded(task, configuration(task), cells)
     except OtherRun:
         if not profile(task.profile).disposable:
             raise
-        shutil.rmtree(task.folder)
         return None
 
 
@@ -158,7 +157,7 @@ def _reached(result: Run) -> dict[str, Any]:
 
 def _write(task: Task, info: dict[str, Any], held_out: CellImages | None, result: Run) -> None:
     """The record's folder, whole or not at all: probabilities on the held-out images, weights, and `info`."""
-    with paths.write_folder_whole(task.folder) as folder:
+    with paths.write_folder_whole(task.folder, replace=profile(task.profile).disposable) as folder:
         if held_out is not None:
             np.savez_compressed(
                 folder / "validation.npz",

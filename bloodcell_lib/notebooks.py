@@ -79,6 +79,24 @@ def promises(path: Path, home: Path) -> list[Path]:
     return [home / name for name in metadata.get("writes", [])]
 
 
+def check(chosen: list[Path], profile: str, settings: dict[str, Any]) -> None:
+    """Raises BloodcellError for a setting that none of the notebooks has, that the runner gives itself, or that names
+    records which are not there."""
+    every = set().union(*map(parameters, chosen))
+    for name in settings:
+        if name in ("profile", "data"):
+            raise BloodcellError(f"'{name}' is the runner's to set: give --{name}.")
+        if name not in every:
+            raise BloodcellError(f"No notebook here has a parameter '{name}': choose from {', '.join(sorted(every))}.")
+    if "results" in settings:
+        shelf.find(str(settings["results"]), profile)
+
+
+def opens_images(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a notebook needs images: all do but those that tell of records from elsewhere."""
+    return "results" not in parameters(path) or settings.get("results", shelf.OWN) == shelf.OWN
+
+
 def run(
     chosen: list[Path],
     profile: str,
@@ -91,14 +109,11 @@ def run(
 
     settings: further parameters; each goes to the notebooks that have it. Those that read records read this machine's
     own, unless `results` says otherwise. home: None is `runs/<profile>`, and for records from elsewhere
-    `shelf.home_of` them. Raises BloodcellError, before anything runs, for a setting that none of them has.
+    `shelf.home_of` them. Raises BloodcellError as `check` does, before anything runs.
     """
+    check(chosen, profile, settings or {})
     known = {path: parameters(path) for path in chosen}
     given = {"profile": profile, "data": str(data) if data else "", "results": shelf.OWN, **(settings or {})}
-    for name in settings or {}:
-        if not any(name in names for names in known.values()):
-            every = sorted(set().union(*known.values()))
-            raise BloodcellError(f"No notebook here has a parameter '{name}': choose from {', '.join(every)}.")
     for path in chosen:
         own = {name: value for name, value in given.items() if name in known[path]}
         place = home or shelf.home_of(str(own.get("results", shelf.OWN)), profile)

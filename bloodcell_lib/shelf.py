@@ -143,6 +143,8 @@ def publish(profile: str) -> list[Path]:
         raise BloodcellError(f"No records in {paths.RUNS / profile}: run the study there first.")
     new = []
     for record in records:  # damage is told before anything is copied
+        if record.info["data"]["source"] == SYNTHETIC and not plans.profile(profile).disposable:
+            raise BloodcellError(f"{record.folder} was made on drawn cells, which give no results: move it away first.")
         if record.info["data"]["validation"]:
             record.validation()
     load_analyses(paths.RUNS / profile)

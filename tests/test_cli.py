@@ -219,8 +219,12 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("evaluate", "No record of main in .*: make one with `bloodcell train main --profile demo`"),
         (
             "evaluate --experiment main+epochs=1",
-            r"No record of main\+epochs=1 .* `bloodcell train main --profile demo`",
+            r"No record of main\+epochs=1 .* `bloodcell train main --profile demo --epochs 1`",
         ),
+        ("evaluate --published", "No record of main in .*results.*: give another --experiment or --profile"),
+        ("evaluate --published --external nowhere", "Published records have no weights: leave out --published"),
+        ("figures --data nowhere", "--data and --skip-bad are for this machine's runs: give them with --profile"),
+        ("predict nowhere.png --out .", r"\. is a folder: give a file, such as prediction_labels\.json"),
         ("publish --profile demo", "The demo gives no results"),
         ("publish", "No records in"),
         ("publish --experiment best", "--experiment says whose weights: give it with --weights"),
@@ -234,6 +238,9 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("run --only 09", "notebook"),
         ("run --only x", "notebook"),
         ("run --limit 0", "'--limit'"),
+        ("run --set nope=1", "No notebook here has a parameter 'nope'"),
+        ("run --only 05 --set profile=cpu", "'profile' is the runner's to set: give --profile"),
+        ("run --only 05 --set results=nowhere", "nowhere"),
         ("data fetch nope", "nope"),
         ("data fetch bloodmnist --size 30", "30"),
         ("data check nowhere", "No folder .*nowhere: give the folder"),
@@ -403,6 +410,36 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(shell: Shell, cells: Path) -> Non
         _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert err.lstrip() == "bloodcell: Stopped. A training goes on from its last whole epoch if started again.\n"
+
+
+@pytest.mark.parametrize(("sent", "code", "told"), [("SIGINT", 130, "bloodcell: Stopped.\n"), ("SIGTERM", 143, "")])
+def test_a_prediction_that_is_stopped_leaves_nothing(
+    shell: Shell, cells: Path, tmp_path: Path, sent: str, code: int, told: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    images, out = sorted((cells / "train").iterdir()), tmp_path / "out" / "labels.json"
+    with subprocess.Popen(
+        [*COMMAND, "predict", *images, "--tta", "--normalise", "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | shell.environment | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        until = time.monotonic() + LIMIT
+        while not list((tmp_path / "out").iterdir()):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(getattr(signal, sent))
+        _, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err.lstrip()) == (code, told)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_nothing_is_printed_from_no_records(shell: Shell) -> None:
+    for command in ("report", "figures"):
+        shell(command, BLOODCELL_RESULTS=shell.home / "typo").refused(
+            "No records in .*typo.*: `bloodcell publish` brings"
+        )
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(shell: Shell, cells: Path, small_disk: Path) -> None:

@@ -202,7 +202,7 @@ def test_odd_names_come_through_every_format(weights: Path, mine: Path, tmp_path
         ("mine --out o.txt", "Unknown format 'txt'"),
         ("mine --out o.json --format lines", "Unknown format 'lines'"),
         ("mine --out mine/img_0.jpg/o.json", "Cannot write .*o.json: "),
-        ("mine --out empty --format json", "Cannot write empty: Is a directory"),
+        ("mine --out empty --format json", r"empty is a folder: give a file, such as empty.prediction_labels\.json"),
         ("", "Missing argument"),
         ("mine --out", "requires an argument"),
         ("bad --out new.json", "No file can be read"),

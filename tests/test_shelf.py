@@ -109,3 +109,13 @@ def test_a_demo_is_shown_its_own_cells_whatever_others_are_at_hand(places, monke
     monkeypatch.setenv("BLOODCELL_DATA", str(others))
     found = shelf.images_of(load_records(places / "results" / "demo")[0])
     assert found is not None and found.fingerprint == cells.fingerprint
+
+
+def test_what_was_made_on_drawn_cells_is_not_published(places):
+    write_records(places / "runs" / "cpu", ["main", "no_se"], seeds=(0,))
+    path = places / "runs" / "cpu" / "no_se" / "seed0" / "record.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"data": info["data"] | {"source": "synthetic cells"}}))
+    with pytest.raises(BloodcellError, match=r"no_se.seed0 was made on drawn cells, which give no results"):
+        shelf.publish("cpu")
+    assert not (places / "results").exists()
