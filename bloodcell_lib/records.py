@@ -115,7 +115,10 @@ def load_record(folder: Path) -> Record:
 def load_records(folder: Path) -> list[Record]:
     """All records in `<results>/<profile>`, by experiment and seed; [] if there is no such folder."""
     found = [load_record(path.parent) for path in Path(folder).glob("*/seed*/record.json")]
-    return sorted(found, key=lambda record: (record.info["order"], record.experiment, record.seed))
+    order: dict[str, int] = {}  # the earliest: a row may have had another place in the table for a later seed
+    for record in found:
+        order[record.experiment] = min(record.info["order"], order.get(record.experiment, record.info["order"]))
+    return sorted(found, key=lambda record: (order[record.experiment], record.experiment, record.seed))
 
 
 def is_demo(profile: str) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -233,3 +235,12 @@ def test_a_run_by_hand_says_what_was_changed(record):
 )
 def test_a_proper_name_keeps_its_capital_inside_of_a_sentence(title, inside):
     assert compare.in_sentence(title) == inside
+
+
+def test_seeds_stay_in_order_though_a_row_moved_in_the_table_between_them(tmp_path):
+    write_records(tmp_path, ["best", "main"], seeds=(0, 1))
+    path = tmp_path / "best" / "seed1" / "record.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"order": info["order"] - 1}))
+    found = [(record.experiment, record.seed) for record in load_records(tmp_path)]
+    assert found == [("main", 0), ("main", 1), ("best", 0), ("best", 1)]
