@@ -394,45 +394,44 @@ def test_one_run_at_a_time_and_ctrl_c_and_another_configuration(shell: Shell, ce
     shell(*command).refused("is not a whole checkpoint: remove it")
 
 
-def test_a_real_ctrl_c_in_a_process_of_its_own(shell: Shell, cells: Path) -> None:
+def stopped(shell: Shell, arguments: list[object], begun: Callable[[], object], sent: int) -> tuple[int, str]:
+    """Starts a command in a process of its own, sends a signal once it has `begun`; its exit code and what it said."""
     with subprocess.Popen(
-        [*COMMAND, "train", "--epochs", "500", "--data", cells],
+        [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | shell.environment | {"OMP_NUM_THREADS": "1"},
     ) as process:
         until = time.monotonic() + LIMIT
-        while not list(shell.home.glob("runs/demo/.checkpoints/main*.pt")):
+        while not begun():
             assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        process.send_signal(sent)
         _, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130
-    assert err.lstrip() == "bloodcell: Stopped. A training goes on from its last whole epoch if started again.\n"
+    return process.returncode, err.lstrip()
 
 
-@pytest.mark.parametrize(("sent", "code", "told"), [("SIGINT", 130, "bloodcell: Stopped.\n"), ("SIGTERM", 143, "")])
+def test_a_real_ctrl_c_in_a_process_of_its_own(shell: Shell, cells: Path) -> None:
+    def begun() -> list[Path]:
+        return list(shell.home.glob("runs/demo/.checkpoints/main*.pt"))
+
+    code, told = stopped(shell, ["train", "--epochs", "500", "--data", cells], begun, signal.SIGINT)
+    assert code == 130
+    assert told == "bloodcell: Stopped. A training goes on from its last whole epoch if started again.\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "told"), [(signal.SIGINT, 130, "bloodcell: Stopped.\n"), (signal.SIGTERM, 143, "")]
+)
 def test_a_prediction_that_is_stopped_leaves_nothing(
-    shell: Shell, cells: Path, tmp_path: Path, sent: str, code: int, told: str
+    shell: Shell, cells: Path, tmp_path: Path, sent: int, code: int, told: str
 ) -> None:
     (tmp_path / "out").mkdir()
     images, out = sorted((cells / "train").iterdir()), tmp_path / "out" / "labels.json"
-    with subprocess.Popen(
-        [*COMMAND, "predict", *images, "--tta", "--normalise", "--out", out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | shell.environment | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        until = time.monotonic() + LIMIT
-        while not list((tmp_path / "out").iterdir()):
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.01)
-        process.send_signal(getattr(signal, sent))
-        _, err = process.communicate(timeout=LIMIT)
-    assert (process.returncode, err.lstrip()) == (code, told)
-    assert list((tmp_path / "out").iterdir()) == []
+    arguments = ["predict", *images, "--tta", "--normalise", "--out", out]
+    assert stopped(shell, arguments, lambda: list(out.parent.iterdir()), sent) == (code, told)
+    assert list(out.parent.iterdir()) == []
 
 
 def test_nothing_is_printed_from_no_records(shell: Shell) -> None:
