@@ -51,7 +51,8 @@ def run(task: Task, cells: CellImages, photographs: Callable[[], CellImages | No
 
 
 def standing(task: Task, cells: CellImages) -> Record | None:
-    """The record of `task`, if it is there; of another one a demo makes nothing, and else it raises as in `run`."""
+    """The record of `task`, or None. One of another configuration or of other images counts as none in a demo; else it
+    raises as in `run`."""
     try:
         return recorded(task, configuration(task), cells)
     except OtherRun:
