@@ -164,7 +164,7 @@ def corruptions(result: Analysis) -> str:
     if own["mce"] is not None:
         baseline = in_sentence(title_of(result["baseline"]))
         told += (
-            f" The mean corruption error (the errors under a corruption, as a share of the baseline's, averaged over "
+            " The mean corruption error (the errors under a corruption, as a share of the baseline's, averaged over "
             f"corruptions) is {100 * own['mce']:.0f} % of that of {baseline}."
         )
     # What an older analysis compared besides may be another recipe today.

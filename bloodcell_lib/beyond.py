@@ -75,7 +75,7 @@ def others(study: Study) -> dict[str, str]:
 
 
 def last_rows(study: Study) -> str:
-    """What the table's last rows average; of recipes, "" where there are no two, and where it is all of ours."""
+    """What the table's last rows average; "" where there are none."""
     found, told = together(study), []
     if len(found) > 1:
         every = found == [name for name in OURS if study.runs(name)]
@@ -87,10 +87,10 @@ def last_rows(study: Study) -> str:
             "the eight symmetries."
         )
         if more := stages.get("seeds"):
-            others = [rf"{number(100 * share, 2)}\,\%" for share in more["each"][1:]]
+            alone = [rf"{number(100 * share, 2)}\,\%" for share in more["each"][1:]]
             told.append(
                 f"{more['networks']} networks turned: these of {len(more['each'])} seeds (the other"
-                f"{'' if len(others) == 1 else 's'} alone: {join(others)})."
+                f"{'' if len(alone) == 1 else 's'} alone: {join(alone)})."
             )
     return " ".join(told)
 

@@ -571,8 +571,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        trains = sys.argv[1:2] and sys.argv[1] in ("run", "train", "study")
-        told = "Stopped." + " A training goes on from its last whole epoch if started again." * bool(trains)
+        trains = bool({"run", "train", "study"} & set(sys.argv[1:2]))
+        told = "Stopped." + " A training goes on from its last whole epoch if started again." * trains
     if told:
         print(f"bloodcell: {told}", file=sys.stderr)
     sys.exit(code)

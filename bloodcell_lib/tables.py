@@ -151,8 +151,7 @@ def recipes(study: Study) -> Table:
     stages = snapshots(study)
     for turned, what in ((stages, "stages"), (stages.get("seeds"), "networks")):
         if turned:
-            reached = _share(*(turned[key] for key in ("accuracy", "low", "high")), digits=2)
-            rows.append((f"{turned['networks']} {what} turned", "", "", "", reached, "", "", ""))
+            rows.append((f"{turned['networks']} {what} turned", "", "", "", _right(turned, 2), "", "", ""))
     head = ("Recipe", "Epochs", "MACs", "Split", "Out of fold", "Over best", "Sites", "All")
     units = ("", "", "(M)", r"(\%)", r"(\%)", "(points)", "kept", r"(\%)")
     return Table("lrrrrrrr", head, rows, units)
@@ -288,18 +287,15 @@ def _probabilities(result: dict) -> list[Sequence[str]]:
         ("Probabilities", "calibration error as trained", number(100 * plain["before"]["ece_mass"], 1)),
         ("Probabilities", "after temperature scaling", _share(after["ece_mass"], *after["ece_mass_interval"])),
         ("Abstention", r"cells kept for 99.5\,\%", number(100 * kept["coverage"], 1)),
-        ("Abstention", "right among them", _share(kept["accuracy"], kept["low"], kept["high"])),
+        ("Abstention", "right among them", _right(kept)),
         ("Sets", r"with the class, 95\,\% asked", _share(sets["coverage"], sets["low"], sets["high"])),
         ("Symmetries", "points gained by all 8", signed(100 * gain)),
     ]
 
 
 def _paint(result: dict) -> list[Sequence[str]]:
-    rows = {key: result["conditions"][key] for key in ("cell_alone", "background_alone")}
-    return [
-        ("Painted over", key.replace("_", " "), _share(row["accuracy"], row["low"], row["high"]))
-        for key, row in rows.items()
-    ]
+    keys = ("cell_alone", "background_alone")
+    return [("Painted over", key.replace("_", " "), _right(result["conditions"][key])) for key in keys]
 
 
 def _heat(result: dict) -> list[Sequence[str]]:
@@ -312,19 +308,16 @@ def _heat(result: dict) -> list[Sequence[str]]:
 def _corruptions(result: dict) -> list[Sequence[str]]:
     mean = result["experiments"][result["experiment"]]["mean"]
     words = f"accuracy under {len(result['corruptions'])} kinds"
-    return [("Corruptions", words, _share(mean["accuracy"], mean["low"], mean["high"]))]
+    return [("Corruptions", words, _right(mean))]
 
 
 def _sites(result: dict) -> list[Sequence[str]]:
-    together = result["experiments"][result["experiment"]]["sites"]["all"]
-    value = _share(together["accuracy"], together["low"], together["high"])
-    return [("Other sites", "accuracy, all changes", value)]
+    own = result["experiments"][result["experiment"]]
+    return [("Other sites", "accuracy, all changes", _right(own["sites"]["all"]))]
 
 
 def _mended(result: dict) -> list[Sequence[str]]:
-    together = result["experiments"]["undone"]["sites"]["all"]
-    value = _share(together["accuracy"], together["low"], together["high"])
-    return [("Other sites", "the same, read and undone", value)]
+    return [("Other sites", "the same, read and undone", _right(result["experiments"]["undone"]["sites"]["all"]))]
 
 
 def _unknown(result: dict) -> list[Sequence[str]]:
@@ -340,6 +333,11 @@ def _unknown(result: dict) -> list[Sequence[str]]:
 def _labels(result: dict) -> list[Sequence[str]]:
     wrong = result["wrong"]
     return [("Labels", "wrong, by estimate", _share(wrong["share"], wrong["low"], wrong["high"]))]
+
+
+def _right(row: dict, digits: int = 1) -> str:
+    """The accuracy in a row, with its interval."""
+    return _share(row["accuracy"], row["low"], row["high"], digits)
 
 
 def _share(value: float | None, low: float | None, high: float | None, digits: int = 1) -> str:

@@ -240,7 +240,7 @@ def test_no_command_shows_what_there_is(shell: Shell) -> None:
         ("run --limit 0", "'--limit'"),
         ("run --set nope=1", "No notebook here has a parameter 'nope'"),
         ("run --only 05 --set profile=cpu", "'profile' is the runner's to set: give --profile"),
-        ("run --only 05 --set results=nowhere", "nowhere"),
+        ("run --only 05 --set results=nowhere", "No records in .*nowhere: set results to 'published', to 'own', or"),
         ("data fetch nope", "nope"),
         ("data fetch bloodmnist --size 30", "30"),
         ("data check nowhere", "No folder .*nowhere: give the folder"),
